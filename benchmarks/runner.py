@@ -1,0 +1,149 @@
+"""The benchmark runner: train dense and BDWP, run a step of both on the RTL, judge the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from benchmarks.cosim import Cosim, build_engine, cosim_trained, train
+from benchmarks.progress import Reporter, Silent
+from benchmarks.registry import get_workload
+from benchmarks.results import BenchRow
+from benchmarks.workload import Trained, Workload
+from compiler.capture import Unsupported
+from rtl.architecture import Architecture
+from rtl.pattern import NmPattern
+
+__all__ = ["SEEDS", "BenchReport", "bench"]
+
+SEEDS = 5
+"""Seeds of a full run; ``quick`` takes the first."""
+
+
+class BenchReport:
+    """Rows of a benchmark run, two a workload (dense, BDWP), and what the array did not get."""
+
+    def __init__(self) -> None:
+        self.rows: list[BenchRow] = []
+        self.unsupported: dict[str, tuple[Unsupported, ...]] = {}
+
+    def add(self, workload: Workload, rows: Sequence[BenchRow], step: Cosim) -> None:
+        """Add the rows of one workload."""
+        self.rows += rows
+        self.unsupported[workload.name] = step.unsupported
+
+    @property
+    def mismatches(self) -> int:
+        """Elements, over all rows, in which RTL and golden model differ."""
+        return sum(row.mismatches for row in self.rows)
+
+    def tables(self) -> list[RenderableType]:
+        """One table a workload, a line a figure, a column a method; below it the claim."""
+        shown: list[RenderableType] = []
+        for name in dict.fromkeys(row.workload for row in self.rows):
+            rows = [row for row in self.rows if row.workload == name]
+            verdicts = (_verdict(row) for row in rows if row.claim is not None)
+            shown.append(Group(self._table(rows), *verdicts))
+        return shown
+
+    @staticmethod
+    def _table(rows: list[BenchRow]) -> Table:
+        first = rows[0]
+        table = Table()
+        seeds = ", ".join(map(str, first.seeds))
+        table.add_column(f"{first.workload} {first.size}, {first.arch} array, seeds {seeds}")
+        for row in rows:
+            label = row.method if row.pattern == "dense" else f"{row.method} {row.pattern}"
+            table.add_column(label, justify="right")
+
+        def line(label: str, *cells: str) -> None:
+            table.add_row(label, *cells)
+
+        line(first.metric.name, *(_spread(row.metric_values) for row in rows))
+        line("training MACs saved", *(f"{1 - row.train_mac_ratio:.1%}" for row in rows))
+        line("GEMMs on the RTL", *(str(row.gemms) for row in rows))
+        line("RTL cycles", *(f"{row.rtl_cycles:,}" for row in rows))
+        line("cycle model", *(f"{row.model_cycles:,}" for row in rows))
+        line("speed-up over dense", *(f"{row.speedup:.2f}x" for row in rows))
+        line("utilisation", *(f"{row.utilisation:.1%}" for row in rows))
+        line("elements compared", *(f"{row.elements:,}" for row in rows))
+        line("mismatches", *(f"{row.mismatches:,}" for row in rows))
+        line("error against FP64: RTL", *(f"{row.max_rel_error_vs_fp64:.1e}" for row in rows))
+        line("error against FP64: PyTorch", *(f"{row.torch_rel_error_vs_fp64:.1e}" for row in rows))
+        line("seconds", *(f"{row.seconds:.1f}" for row in rows))
+        return table
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{fmean(values):.2f}"
+    return f"{mean} ± {stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _verdict(row: BenchRow) -> str:
+    claim = row.claim
+    if claim is None:
+        return ""
+    verdict = "holds" if claim.holds else "does not hold"
+    return (f"Claim: {claim.text}. Dense {claim.baseline:.2f}, {row.method} {claim.ours:.2f}, "
+            f"{row.speedup:.2f}x: {verdict}.")
+
+
+def bench(
+    names: Sequence[str], *, arch: Architecture, pattern: NmPattern, quick: bool = False,
+    size: str = "small", progress: Reporter | None = None,
+) -> BenchReport:
+    """Benchmark workloads: dense against BDWP with ``pattern``.
+
+    Every seed trains both methods on the same data; the network of the first seed then takes one
+    more training step on the RTL.
+
+    Raises :class:`rtl.errors.ParameterError` for an unknown workload or size, or a pattern the
+    array cannot run, before any work starts.
+    """
+    progress = progress or Silent()
+    workloads = [get_workload(name) for name in names]
+    for workload in workloads:
+        workload.check_size(size, trained=True)
+    pattern.require_hardware()
+    engine = build_engine(arch, progress)
+    seeds = list(range(1 if quick else SEEDS))
+    report = BenchReport()
+    for workload in workloads:
+        runs = {}
+        for method in ("dense", "bdwp"):
+            trained = train(workload, method, pattern, size, seeds, progress)
+            runs[method] = trained, cosim_trained(workload, trained[0], engine, size, 0, progress)
+        dense, sparse = runs["dense"], runs["bdwp"]
+        speedup = dense[1].result.rtl_cycles / sparse[1].result.rtl_cycles
+        claim = workload.claim(_metrics(dense[0]), _metrics(sparse[0]), speedup)
+        rows = [
+            _row(*dense, size, arch, seeds).model_copy(update={"speedup": 1.0}),
+            _row(*sparse, size, arch, seeds).model_copy(
+                update={"speedup": speedup, "claim": claim}),
+        ]
+        report.add(workload, rows, sparse[1])
+    return report
+
+
+def _metrics(trained: list[Trained]) -> list[float]:
+    return [run.result.metric.value for run in trained]
+
+
+def _row(
+    trained: list[Trained], step: Cosim, size: str, arch: Architecture, seeds: list[int]
+) -> BenchRow:
+    values = _metrics(trained)
+    training = trained[0].result
+    return BenchRow(
+        **{
+            **training.model_dump(),
+            **step.result.model_dump(),
+            "metric": training.metric.model_copy(update={"value": fmean(values)}),
+            "seconds": step.result.seconds + sum(run.result.seconds for run in trained),
+        },
+        size=size, arch=arch.name, seeds=seeds, metric_values=values,
+        utilisation=step.utilisation, speedup=1.0,
+    )

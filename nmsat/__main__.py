@@ -1,0 +1,5 @@
+"""``python -m nmsat``: the command line without its script."""
+
+from nmsat.cli import main
+
+main()

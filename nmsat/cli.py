@@ -1,0 +1,345 @@
+"""The command line: arguments in, one command run, errors as one line.
+
+Commands import what they need when they run, so that help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from rtl.errors import ParameterError, closest
+from sim.toolchain import ToolError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compiler.capture import Unsupported
+    from rtl.pattern import NmPattern
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="nmsat",
+    help="N:M sparse training, from a PyTorch model to verified hardware.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_INTERRUPTED = 130
+"""What Typer makes of a keyboard interrupt, the shell's 128 + SIGINT."""
+_SIZES = ("tiny", "small", "full")
+_SHOWN = {
+    "workload": "WORKLOAD", "method": "--method", "pattern": "--pattern", "size": "--size",
+    "epochs": "--epochs", "seed": "--seed",
+}
+"""Parameters of the Python API by the names that the command line has for them."""
+
+ArchOption = Annotated[str, typer.Option(
+    "--arch", metavar="PRESET|FILE.toml", help="Architecture: a preset or a TOML file.")]
+JsonOption = Annotated[Path | None, typer.Option(
+    "--json", metavar="FILE", help="Also write the result as JSON.")]
+PatternOption = Annotated[str, typer.Option(
+    "--pattern", metavar="dense|N:M", help="Weights kept: N of every M.")]
+SeedOption = Annotated[str, typer.Option("--seed", metavar="S", help="Random seed.")]
+SizeOption = Annotated[str, typer.Option(
+    "--size", metavar="|".join(_SIZES), help="Size of the workload.")]
+WorkloadArgument = Annotated[str, typer.Argument(metavar="WORKLOAD")]
+
+
+def _choice(parameter: str, value: str, legal: Sequence[str]) -> str:
+    if value in legal:
+        return value
+    raise ParameterError(parameter, value, f"must be one of {', '.join(legal)}",
+                         closest(value, legal) or legal[0])
+
+
+def _integer(parameter: str, text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ParameterError(parameter, text, "must be an integer", least) from None
+    if value < least:
+        raise ParameterError(parameter, value, f"must be at least {least}", least)
+    return value
+
+
+def _hardware_pattern(text: str) -> NmPattern:
+    from rtl.pattern import NmPattern
+
+    return NmPattern.parse(text, "--pattern").require_hardware("--pattern")
+
+
+def _stdout() -> Console:
+    from benchmarks.console import stdout
+
+    return stdout()
+
+
+def _list_unsupported(console: Console, workload: str, items: Sequence[Unsupported]) -> None:
+    if items:
+        console.print(f"{workload}: not on the array, run on the host:", highlight=False)
+        for item in items:
+            console.print(f"  {item}", markup=False, highlight=False)
+
+
+def _require_agreement(mismatches: int) -> None:
+    if mismatches:
+        print(f"nmsat: RTL and golden model differ in {mismatches} elements", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from nmsat import __version__
+
+        print(f"nmsat {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def doctor(json: JsonOption = None) -> None:
+    """What is installed, what is missing, how to get it."""
+    from json import dumps
+
+    from nmsat.doctor import check_all, report, table
+    from nmsat.output import Outputs
+    from nmsat.progress import terminal_reporter
+
+    with Outputs() as outputs:
+        target = None if json is None else outputs.file("--json", json)
+        with terminal_reporter().task("looking for tools", None) as advance:
+            checks = check_all(lambda note: advance(0, note))
+        _stdout().print(table(checks))
+        if target is not None:
+            outputs.text(target, dumps(report(checks), indent=2))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gemm(
+    a: Annotated[Path, typer.Argument(metavar="A.npy", help="A, (P, K) float16.")],
+    b: Annotated[Path, typer.Argument(metavar="B.npy", help="B, (K, Q) float16.")],
+    output: Annotated[Path, typer.Option(
+        "-o", "--output", metavar="C.npy", help="C = A @ B, (P, Q) float32.")],
+    pattern: PatternOption = "dense",
+    dataflow: Annotated[str, typer.Option(
+        "--dataflow", metavar="auto|ws|os", help="Which operand stays in the array.")] = "auto",
+    arch: ArchOption = "small",
+    engine: Annotated[str, typer.Option(
+        "--engine", metavar="golden|rtl", help="Bit-exact model or Verilated RTL.")] = "golden",
+    trace: Annotated[Path | None, typer.Option(
+        "--trace", metavar="FILE.fst", help="Write a waveform (rtl only).")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Multiply two matrices on the accelerator, B pruned along K first."""
+    _choice("--dataflow", dataflow, ("auto", "ws", "os"))
+    _choice("--engine", engine, ("golden", "rtl"))
+    if trace is not None and engine != "rtl":
+        raise ParameterError("--trace", str(trace), "needs --engine rtl")
+    chosen = _hardware_pattern(pattern)
+    from rtl.architecture import Architecture
+
+    architecture = Architecture.load(arch)
+    from nmsat.output import Outputs
+
+    with Outputs() as outputs:
+        result_file = outputs.file("-o", output)
+        json_file = None if json is None else outputs.file("--json", json)
+        trace_file = None if trace is None else outputs.file("--trace", trace)
+        from nmsat.operands import load_operands
+
+        operands = load_operands(a, b)
+        from compiler.gemm import run_gemm
+        from nmsat.progress import terminal_reporter
+        from nmsat.views import gemm_table
+
+        with terminal_reporter().task("GEMM", None) as advance:
+            c, result = run_gemm(
+                *operands, chosen, arch=architecture, dataflow=dataflow,  # type: ignore[arg-type]
+                engine=engine, trace=trace_file,  # type: ignore[arg-type]
+                progress=lambda done, total: advance(done, f"{done} of {total} tiles"),
+                building=lambda note: advance(0, note),
+            )
+        outputs.array(result_file, c)
+        if json_file is not None:
+            outputs.text(json_file, result.model_dump_json(indent=2))
+        _stdout().print(gemm_table(result))
+
+
+@app.command()
+def train(
+    workload: WorkloadArgument,
+    method: Annotated[str, typer.Option(
+        "--method", metavar="dense|srste|sdgp|sdwp|bdwp|...", help="Training method.")] = "bdwp",
+    pattern: PatternOption = "2:8",
+    epochs: Annotated[str | None, typer.Option(
+        "--epochs", metavar="E", help="Passes over the data; by default the recipe's.")] = None,
+    seed: SeedOption = "0",
+    size: SizeOption = "small",
+    json: JsonOption = None,
+) -> None:
+    """Train a workload and measure it on held-out data."""
+    _choice("--size", size, _SIZES)
+    passes = None if epochs is None else _integer("--epochs", epochs, 1)
+    start = _integer("--seed", seed, 0)
+    from nmsat.output import Outputs
+    from rtl.pattern import NmPattern
+
+    chosen = NmPattern.parse(pattern, "--pattern")
+    with Outputs() as outputs:
+        json_file = None if json is None else outputs.file("--json", json)
+        from benchmarks.registry import get_workload
+        from nmsat.progress import terminal_reporter
+        from nmsat.views import train_table
+
+        system = get_workload(workload, "WORKLOAD")
+        with terminal_reporter().task(f"training {workload}", None) as advance:
+            result = system.train(
+                method, chosen, passes, start, size,
+                lambda done, total, loss: advance(done, f"epoch {done}/{total}, loss {loss:.3f}"),
+            )
+        if json_file is not None:
+            outputs.text(json_file, result.model_dump_json(indent=2))
+        _stdout().print(train_table(result))
+
+
+@app.command()
+def cosim(
+    workload: WorkloadArgument,
+    pattern: PatternOption = "2:8",
+    arch: ArchOption = "small",
+    size: SizeOption = "tiny",
+    seed: SeedOption = "0",
+    json: JsonOption = None,
+) -> None:
+    """Run one whole training step on the RTL and check every element."""
+    _choice("--size", size, _SIZES)
+    start = _integer("--seed", seed, 0)
+    chosen = _hardware_pattern(pattern)
+    from nmsat.output import Outputs
+    from rtl.architecture import Architecture
+
+    architecture = Architecture.load(arch)
+    with Outputs() as outputs:
+        json_file = None if json is None else outputs.file("--json", json)
+        from benchmarks.cosim import cosim as run_cosim
+        from nmsat.progress import terminal_reporter
+
+        step = run_cosim(workload, pattern=chosen, arch=architecture, size=size, seed=start,
+                         progress=terminal_reporter())
+        console = _stdout()
+        _list_unsupported(console, workload, step.unsupported)
+        console.print(step.table())
+        if json_file is not None:
+            outputs.text(json_file, step.result.model_dump_json(indent=2))
+    _require_agreement(step.result.mismatches)
+
+
+@app.command()
+def bench(
+    workloads: Annotated[list[str] | None, typer.Argument(metavar="[WORKLOAD ...]")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every workload of this version.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed instead of several.")] = False,
+    pattern: PatternOption = "2:8",
+    arch: ArchOption = "small",
+    size: SizeOption = "small",
+    output: Annotated[Path | None, typer.Option(
+        "-o", "--output", metavar="DIR", help="Folder for bench.txt and bench.json.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Train dense and sparse, run a step of both on the RTL, judge the paper's claim."""
+    if every and workloads:
+        raise ParameterError("--all", True, "takes no WORKLOAD beside it")
+    if not every and not workloads:
+        raise ParameterError("WORKLOAD", "", "name at least one, or give --all", "resnet9")
+    _choice("--size", size, _SIZES)
+    chosen = _hardware_pattern(pattern)
+    from nmsat.output import Outputs
+    from rtl.architecture import Architecture
+
+    architecture = Architecture.load(arch)
+    with Outputs() as outputs:
+        json_files = [] if json is None else [outputs.file("--json", json)]
+        text_file = None
+        if output is not None:
+            folder = outputs.folder("-o", output)
+            text_file = outputs.file("-o", folder / "bench.txt")
+            json_files.append(outputs.file("-o", folder / "bench.json"))
+        from benchmarks.registry import WORKLOADS
+        from benchmarks.runner import bench as run_bench
+        from nmsat.progress import terminal_reporter
+        from nmsat.views import rows_json, tables_text
+
+        report = run_bench(list(WORKLOADS) if every else workloads or [], arch=architecture,
+                           pattern=chosen, quick=quick, size=size, progress=terminal_reporter())
+        console = _stdout()
+        for name, items in report.unsupported.items():
+            _list_unsupported(console, name, items)
+        for table in report.tables():
+            console.print(table)
+        for file in json_files:
+            outputs.text(file, rows_json(report.rows))
+        if text_file is not None:
+            outputs.text(text_file, tables_text(report.tables()))
+    _require_agreement(report.mismatches)
+
+
+@app.command()
+def rtl(
+    output: Annotated[Path, typer.Option(
+        "-o", "--output", metavar="FILE.v", help="Where to write the Verilog.")],
+    arch: ArchOption = "small",
+) -> None:
+    """Write the accelerator as Verilog."""
+    from nmsat.output import Outputs
+    from rtl.architecture import Architecture
+
+    architecture = Architecture.load(arch)
+    with Outputs() as outputs:
+        target = outputs.file("-o", output)
+        from nmsat.progress import terminal_reporter
+        from sim.engine import cached_verilog
+        from sim.toolchain import find_yosys
+
+        with terminal_reporter().task(f"Verilog of {architecture.name}", None) as advance:
+            find_yosys(lambda note: advance(0, note))
+            outputs.text(target, cached_verilog(architecture).rstrip("\n"))
+    print(f"{output}: top module stce, {architecture.rows} x {architecture.cols} USPEs")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status; errors become one line on stderr."""
+    try:
+        status: int = app(args=arguments, prog_name="nmsat", standalone_mode=False) or 0
+    except typer.TyperException as failure:
+        message = failure.format_message()
+    except ParameterError as failure:
+        shown = _SHOWN.get(failure.parameter, failure.parameter)
+        message = str(ParameterError(shown, failure.value, failure.rule, failure.nearest))
+    except ToolError as failure:
+        message = str(failure)
+    except OSError as failure:  # a full disk, a file that may not be read
+        message = f"{failure.filename or 'output'}: {failure.strerror or failure}"
+    else:
+        if status == _INTERRUPTED:
+            print("nmsat: interrupted", file=sys.stderr)
+        return status
+    print(f"nmsat: error: {message}", file=sys.stderr)
+    return 2
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())

@@ -1,0 +1,66 @@
+"""Results as tables and text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from benchmarks.results import BenchRow
+from benchmarks.workload import TrainResult
+from compiler.gemm import GemmResult
+
+__all__ = ["gemm_table", "rows_json", "tables_text", "train_table"]
+
+
+def _figures(title: str, *lines: tuple[str, str]) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def gemm_table(result: GemmResult) -> Table:
+    """One GEMM."""
+    shape = result.shape
+    return _figures(
+        f"{shape.P} x {shape.K} @ {shape.K} x {shape.Q}, {result.pattern}, on {result.arch}",
+        ("engine", result.engine),
+        ("dataflow", result.dataflow),
+        ("cycles", f"{result.cycles:,}"),
+        ("cycles, model", f"{result.model_cycles:,}"),
+        ("cycles, ideal", f"{result.ideal_cycles:,}"),
+        ("utilisation", f"{result.utilisation:.1%}"),
+        ("MACs", f"{result.macs:,} of {result.dense_macs:,}"),
+        ("Inf or NaN in C", "yes" if result.nonfinite else "no"),
+    )
+
+
+def train_table(result: TrainResult) -> Table:
+    """One training run."""
+    return _figures(
+        f"{result.workload}, {result.method}, {result.pattern}",
+        (result.metric.name, f"{result.metric.value:.2f}"),
+        ("training MACs, of dense", f"{result.train_mac_ratio:.1%}"),
+        ("epochs", str(result.epochs)),
+        ("seed", str(result.seed)),
+        ("seconds", f"{result.seconds:.1f}"),
+    )
+
+
+def rows_json(rows: Sequence[BenchRow]) -> str:
+    """Benchmark rows as a JSON list."""
+    return TypeAdapter(list[BenchRow]).dump_json(list(rows), indent=2).decode()
+
+
+def tables_text(tables: Sequence[RenderableType]) -> str:
+    """Tables as plain text."""
+    page = Console(file=io.StringIO(), width=120)
+    with page.capture() as captured:
+        page.print(*tables, sep="\n")
+    return captured.get().rstrip("\n")

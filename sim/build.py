@@ -1,0 +1,133 @@
+"""Verilog and a C++ harness to an executable, built once and cached by content.
+
+The key covers everything that goes in: Verilog, harness, options, tool versions. A build happens
+in a scratch folder under a lock and moves into place when complete, so parallel processes neither
+build twice nor see a partial result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from sim.toolchain import (
+    ToolError,
+    cache_dir,
+    find_cxx,
+    find_verilator,
+    locked,
+    missing_trace_headers,
+    run_tool,
+)
+
+__all__ = ["build_model", "content_key", "run_model"]
+
+# --no-timing: no delays in the design. Fast x: two-state simulation needs no random values.
+_VERILATOR = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal",
+              "-Wno-lint", "-Wno-style")
+# The cache is this machine's own, so its own instruction set may be used.
+_CXXFLAGS = ("-O2", "-march=native")
+
+
+def content_key(*parts: object) -> str:
+    """A short name that changes with any of ``parts``."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:24]
+
+
+@cache
+def _compiler() -> str:
+    """Compiler, its version and its target machine."""
+    query: list[str | Path] = [find_cxx(), "-march=native", "-Q", "--help=target"]
+    native = run_tool(query, "the C++ compiler")
+    march = next((line.split()[-1] for line in native.splitlines() if "-march=" in line), "")
+    return run_tool([find_cxx(), "--version"], "the C++ compiler").splitlines()[0] + march
+
+
+def build_model(
+    verilog: str,
+    top: str,
+    harness: Path,
+    *,
+    defines: Sequence[str] = (),
+    block: str | None = None,
+    trace: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """An executable of ``verilog`` with top module ``top``, driven by the C++ file ``harness``.
+
+    Parameters
+    ----------
+    defines: preprocessor definitions for the harness, ``NAME=VALUE``.
+    block: a module that Verilator compiles separately and once (a hierarchical block).
+    trace: include FST waveforms; needs the headers of zlib and lz4.
+    progress: told in a few words what is being built, only if a build is needed.
+
+    Raises :class:`ToolError` for a missing tool or a failed build, with the tool's last lines.
+    """
+    verilator = find_verilator()
+    options = [*_VERILATOR, "--top-module", top, *(["--trace-fst"] if trace else []),
+               *(["--hierarchical"] if block else [])]
+    flags = " ".join([*_CXXFLAGS, *(f"-D{define}" for define in defines)])
+    key = content_key(verilog, harness.read_bytes(), options, flags, block, verilator.version,
+                      verilator.source, _compiler())
+    models = cache_dir() / "models"
+    models.mkdir(exist_ok=True)
+    executable = models / key / f"V{top}"
+    if executable.is_file():
+        return executable
+    if trace and (missing := missing_trace_headers()):
+        fix = "sudo apt-get install " + " ".join(missing)
+        raise ToolError(f"waveforms need headers that are not installed; {fix}")
+    with locked(models / f"{key}.lock"):
+        if executable.is_file():
+            return executable
+        if progress is not None:
+            progress(f"building the Verilator model of {top}")
+        with tempfile.TemporaryDirectory(dir=models) as name:
+            scratch = Path(name)
+            (scratch / f"{top}.v").write_text(verilog)
+            sources: list[str | Path] = [f"{top}.v", harness.resolve()]
+            if block:
+                (scratch / "blocks.vlt").write_text(
+                    f'`verilator_config\nhier_block -module "{block}"\n'
+                )
+                sources.insert(0, "blocks.vlt")
+            jobs = str(len(os.sched_getaffinity(0)))
+            run_tool(
+                [verilator.executable, "--cc", "--exe", "--build", "-j", jobs, "--Mdir", "obj",
+                 *options, "-CFLAGS", flags, "-MAKEFLAGS", "OPT_FAST=-O2", *sources],
+                f"building the Verilator model of {top}",
+                cwd=scratch, environment=verilator.environment(),
+            )
+            (models / key).mkdir(exist_ok=True)
+            (scratch / "obj" / f"V{top}").rename(executable)
+    return executable
+
+
+def run_model(
+    executable: Path, arguments: Sequence[str | Path],
+    line: Callable[[str], None] | None = None,
+) -> None:
+    """Run a built model; ``line`` gets each line that it prints.
+
+    Raises :class:`ToolError` with the model's own message if it fails.
+    """
+    with subprocess.Popen(
+        [str(executable), *map(str, arguments)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:
+        for text in process.stdout or ():
+            if line is not None:
+                line(text.rstrip())
+        message = process.stderr.read().strip() if process.stderr else ""
+    if process.returncode:
+        raise ToolError(f"the model of the RTL stopped: {message or process.returncode}")

@@ -1,0 +1,126 @@
+"""``nmsat cosim`` and ``nmsat bench`` from training to JSON, on the RTL of the 4 x 4 array."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cosim
+from benchmarks.cosim import Cosim
+from benchmarks.resnet9_digits import ResNet9Digits
+from benchmarks.workload import Trained
+from nmsat import cli
+from rtl.pattern import NmPattern
+from sim.toolchain import ToolError
+
+COSIM_KEYS = [
+    "workload", "gemms", "elements", "mismatches", "max_rel_error_vs_fp64",
+    "torch_rel_error_vs_fp64", "rtl_cycles", "model_cycles", "seconds",
+]
+TRAIN_KEYS = ["method", "pattern", "seed", "epochs", "metric", "train_mac_ratio"]
+QUICK = ["--arch", "tiny", "--size", "tiny"]
+
+
+_train = ResNet9Digits.fit
+
+
+@functools.cache
+def train_once(method: str, pattern: NmPattern, seed: int, size: str) -> Trained:
+    """One epoch, shared by the tests: they are about what follows it."""
+    return _train(ResNet9Digits(), method, pattern, 1, seed, size)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder, and training that takes little time."""
+
+    def fit(self: ResNet9Digits, method: str, pattern: NmPattern, **options: object) -> Trained:
+        return train_once(method, pattern, options["seed"], options["size"])
+
+    monkeypatch.setattr(ResNet9Digits, "fit", fit)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_cosim_compares_every_element_and_writes_its_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["cosim", "resnet9", *QUICK, "--json", "step.json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    result = json.loads(Path("step.json").read_text())
+    assert list(result) == COSIM_KEYS
+    assert result["mismatches"] == 0
+    assert result["rtl_cycles"] == result["model_cycles"]
+    assert f"{result['elements']:,}" in captured.out
+    assert [path.name for path in folder.iterdir()] == ["step.json"]
+
+
+def test_bench_joins_training_and_cosim_and_judges_the_claim(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "resnet9", "--quick", *QUICK, "-o", "results", "--json", "rows.json"]
+    assert cli.run(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    rows = json.loads(Path("rows.json").read_text())
+    assert [(row["method"], row["pattern"]) for row in rows] == [("dense", "dense"),
+                                                               ("bdwp", "2:8")]
+    for row in rows:
+        assert {*COSIM_KEYS, *TRAIN_KEYS, "claim"} <= set(row)
+        assert row["mismatches"] == 0
+        assert row["size"] == row["arch"] == "tiny"
+    assert list(rows[1]["claim"]) == ["text", "baseline", "ours", "holds"]
+    assert rows[1]["speedup"] > 1
+    assert "speed-up over dense" in captured.out
+    assert {path.name for path in folder.iterdir()} == {"results", "rows.json"}
+    assert {path.name for path in (folder / "results").iterdir()} == {"bench.txt", "bench.json"}
+    assert Path("results/bench.json").read_text() == Path("rows.json").read_text()
+    assert "speed-up over dense" in Path("results/bench.txt").read_text()
+
+
+def test_disagreement_is_reported_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = cosim.cosim_gemms
+
+    def wrong(*arguments: object) -> Cosim:
+        step = real(*arguments)  # type: ignore[arg-type]
+        result = step.result.model_copy(update={"mismatches": 3})
+        return dataclasses.replace(step, result=result)
+
+    monkeypatch.setattr(cosim, "cosim_gemms", wrong)
+    assert cli.run(["cosim", "resnet9", *QUICK, "--json", "step.json"]) == 1
+    assert capsys.readouterr().err == "nmsat: RTL and golden model differ in 3 elements\n"
+    assert json.loads(Path("step.json").read_text())["mismatches"] == 3
+
+
+def test_failed_build_shows_the_last_lines_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ToolError("building failed with status 1; its last lines:\nboom")
+
+    monkeypatch.setattr(cosim, "RtlEngine", fail)
+    arguments = ["bench", "resnet9", "--quick", *QUICK, "-o", "results", "--json", "rows.json"]
+    assert cli.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "nmsat: error: building failed with status 1; its last lines:\nboom\n"
+    )
+    assert not list(folder.iterdir())
+
+
+def test_unwritable_disk_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "sat.v")
+
+    monkeypatch.setattr("nmsat.output.Outputs.text", full)
+    assert cli.run(["rtl", "--arch", "tiny", "-o", "sat.v"]) == 2
+    assert capsys.readouterr().err == "nmsat: error: sat.v: No space left on device\n"
+    assert not list(folder.iterdir())

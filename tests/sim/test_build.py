@@ -1,0 +1,159 @@
+"""Cached Verilator builds: right, reused, safe in parallel, and clear when they fail."""
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sim import build
+from sim.build import build_model, content_key, run_model
+from sim.toolchain import ToolError, missing_trace_headers
+
+LEAF = """
+module leaf(input clk, output reg [7:0] count);
+  initial count = 0;
+  always @(posedge clk) count <= count + 1;
+endmodule
+"""
+
+TOP = """
+module top(input clk, output [7:0] sum);
+  wire [7:0] a, b;
+  leaf left(.clk(clk), .count(a));
+  leaf right(.clk(clk), .count(b));
+  assign sum = a + b;
+endmodule
+"""
+
+HARNESS = """
+#include <cstdio>
+#include "Vtop.h"
+#include "verilated.h"
+#if VM_TRACE_FST
+#include "verilated_fst_c.h"
+#endif
+int main(int argc, char** argv) {
+    VerilatedContext context;
+    Vtop top{&context};
+#if VM_TRACE_FST
+    context.traceEverOn(true);
+    VerilatedFstC fst;
+    top.trace(&fst, 99);
+    fst.open(argv[1]);
+#endif
+    for (int n = 0; n < 2 * CYCLES; ++n) {
+        top.clk = n % 2;
+        top.eval();
+#if VM_TRACE_FST
+        fst.dump(n);
+#endif
+    }
+#if VM_TRACE_FST
+    fst.close();
+#endif
+    std::printf("sum %d\\ndone\\n", int(top.sum));
+}
+"""
+
+
+@pytest.fixture
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A harness file whose models go to a fresh cache, beside the prepared tools in use."""
+    monkeypatch.setattr(build, "cache_dir", lambda: tmp_path)
+    path = tmp_path / "harness.cpp"
+    path.write_text(HARNESS)
+    return path
+
+
+def lines(executable: Path, *arguments: str) -> list[str]:
+    """What the model prints."""
+    printed: list[str] = []
+    run_model(executable, arguments, printed.append)
+    return printed
+
+
+def test_a_model_is_built_once_and_runs(harness: Path) -> None:
+    told: list[str] = []
+    first = build_model(LEAF + TOP, "top", harness, defines=["CYCLES=5"], progress=told.append)
+    done = subprocess.run([first], capture_output=True, text=True, cwd="/", env={})
+    assert done.stdout == "sum 10\ndone\n", "it needs nothing of where it was built"
+    again = build_model(LEAF + TOP, "top", harness, defines=["CYCLES=5"], progress=told.append)
+    assert again == first
+    assert len(told) == 1, "the second call builds nothing"
+    left = {path.name for path in first.parent.parent.iterdir()}
+    assert left == {first.parent.name, f"{first.parent.name}.lock"}, "no scratch stays"
+
+
+def test_a_hierarchical_model_counts_the_same(harness: Path) -> None:
+    model = build_model(LEAF + TOP, "top", harness, defines=["CYCLES=7"], block="leaf")
+    assert lines(model) == ["sum 14", "done"]
+
+
+def test_a_failing_model_passes_its_message_on(harness: Path) -> None:
+    script = harness.with_name("model")
+    script.write_text("#!/bin/sh\necho 'harness: too many' >&2\nexit 3\n")
+    script.chmod(0o755)
+    with pytest.raises(ToolError, match=r"^the model of the RTL stopped: harness: too many$"):
+        run_model(script, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("verilog", "source", "said"),
+    [(TOP, HARNESS, "Cannot find file containing module: 'leaf'"),
+     (LEAF + TOP, "#error deliberately broken", "deliberately broken")],
+    ids=["verilog", "harness"],
+)
+def test_a_failed_build_shows_the_last_lines_and_leaves_nothing(
+    harness: Path, verilog: str, source: str, said: str
+) -> None:
+    harness.write_text(source)
+    with pytest.raises(ToolError) as caught:
+        build_model(verilog, "top", harness)
+    first, *tail = str(caught.value).splitlines()
+    assert first.startswith("building the Verilator model of top failed with status ")
+    assert said in "\n".join(tail)
+    assert len(tail) <= 15
+    assert [path.suffix for path in (harness.parent / "models").iterdir()] == [".lock"]
+
+
+def test_waveforms_name_the_missing_headers(
+    harness: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "missing_trace_headers", lambda: ["zlib1g-dev", "liblz4-dev"])
+    message = r"^waveforms need headers .*; sudo apt-get install zlib1g-dev liblz4-dev$"
+    with pytest.raises(ToolError, match=message):
+        build_model(LEAF + TOP, "top", harness, defines=["CYCLES=5"], trace=True)
+
+
+def test_a_waveform_is_written(harness: Path, tmp_path: Path) -> None:
+    if missing := missing_trace_headers():
+        pytest.skip(f"waveforms need {' '.join(missing)}")
+    model = build_model(LEAF + TOP, "top", harness, defines=["CYCLES=5"], trace=True)
+    assert lines(model, str(tmp_path / "wave.fst")) == ["sum 10", "done"]
+    assert (tmp_path / "wave.fst").stat().st_size > 100
+
+
+def test_two_builders_of_one_model_build_it_once(
+    harness: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def pretend(command: list[object], what: str, *, cwd: Path, environment: object) -> str:
+        built.append(what)
+        (cwd / "obj").mkdir()
+        (cwd / "obj" / "Vtop").write_text("model")
+        return ""
+
+    build._compiler()
+    monkeypatch.setattr(build, "run_tool", pretend)
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(build_model, LEAF, "top", harness) for _ in range(4)]
+    assert len({call.result() for call in calls}) == 1
+    assert built == ["building the Verilator model of top"]
+
+
+def test_the_key_sees_every_part() -> None:
+    keys = {content_key("a", "b"), content_key("ab"), content_key("a", "c"), content_key(b"a")}
+    assert len(keys) == 4
+    assert content_key("a", ("x", 1)) == content_key("a", ("x", 1))
