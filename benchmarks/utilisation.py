@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             wrong += mismatches + (result.cycles != result.model_cycles)
             table.add_row(
                 text, dataflow.upper(), f"{result.cycles:,}", f"{result.model_cycles:,}",
-                f"{result.ideal_cycles:,}", f"{result.utilisation:.2%}", str(mismatches),
+                f"{result.ideal_cycles:,}", f"{result.utilisation:.3%}", str(mismatches),
                 f"{seconds:.1f}",
             )
     stdout().print(table)

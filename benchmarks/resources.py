@@ -1,0 +1,111 @@
+"""What the engine takes of an UltraScale+ FPGA, as Yosys maps it: an estimate before placement.
+
+``python -m benchmarks.resources [--arch paper]`` synthesises each component type once, multiplies
+by how often the architecture has it, and holds the sum against the VU9P of the VCU1525. LUTs are
+mapped primitives before packing. Vivado was not run; no clock frequency follows from this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.console import stdout
+from rtl.architecture import Architecture
+from sim.engine import cached_verilog
+from sim.toolchain import find_yosys, run_tool
+
+__all__ = ["DEVICE", "cells", "instances", "main", "resources"]
+
+DEVICE = {"LUT": 1_182_240, "FF": 2_364_480, "DSP": 6_840, "BRAM36": 2_160}
+"""What a VU9P has."""
+
+# Shares of a resource that one primitive takes; LUT memories and shift registers are LUTs too.
+_SHARES: dict[str, tuple[str, float]] = {
+    **{f"LUT{inputs}": ("LUT", 1) for inputs in range(1, 7)},
+    "RAM32M16": ("LUT", 8), "RAM64M8": ("LUT", 8), "SRL16E": ("LUT", 1), "SRLC32E": ("LUT", 1),
+    "INV": ("LUT", 0),  # becomes part of the LUT that it feeds
+    **{f"FD{kind}E": ("FF", 1) for kind in "RSCP"},
+    "DSP48E2": ("DSP", 1), "RAMB36E2": ("BRAM36", 1), "RAMB18E2": ("BRAM36", 0.5),
+    **dict.fromkeys(("CARRY4", "MUXF7", "MUXF8", "MUXF9"), ("LUT", 0)),  # beside the LUTs
+}
+
+# Scope notes and escaped names of flattened modules break abc9's way back into the design.
+_SCRIPT = """
+read_verilog {source}
+synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top} -run begin:map_luts
+delete t:$scopeinfo
+rename -unescape
+autoname
+synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top} -run map_luts:
+tee -q -o {report} stat
+"""
+
+
+def cells(verilog: str, top: str) -> Counter[str]:
+    """Primitives that module ``top`` of ``verilog`` maps to, and how many of each.
+
+    Raises :class:`sim.toolchain.ToolError` when Yosys is missing or refuses the design.
+    """
+    yosys = find_yosys()
+    with tempfile.TemporaryDirectory(prefix="nmsat-") as name:
+        scratch = Path(name)
+        (scratch / "source.v").write_text(verilog)
+        (scratch / "script.ys").write_text(
+            _SCRIPT.format(source="source.v", top=top, report="report.txt")
+        )
+        run_tool([yosys, "-q", "-s", "script.ys"], f"synthesising {top}", cwd=scratch)
+        report = (scratch / "report.txt").read_text()
+    found = re.findall(r"^ +(\d+) +([A-Z]\w+)$", report, re.M)
+    return Counter({cell: int(count) for count, cell in found})
+
+
+def resources(primitives: Counter[str]) -> dict[str, float]:
+    """LUT, FF, DSP and BRAM36 of some primitives; ``KeyError`` for one that is not known."""
+    total = dict.fromkeys(DEVICE, 0.0)
+    for cell, count in primitives.items():
+        resource, share = _SHARES[cell]
+        total[resource] += share * count
+    return total
+
+
+def instances(architecture: Architecture) -> dict[str, int]:
+    """How often an architecture has each component type; together they are the whole engine."""
+    rows, cols = architecture.rows, architecture.cols
+    return {"uspe": architecture.pes, "row_feeder": rows, "column_feeder": cols,
+            "result_buffer": cols, "sequencer": 1, "collector": 1}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; the status is 1 if the engine is larger than the device."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--arch", default="paper", help="preset or TOML file")
+    architecture = Architecture.load(parser.parse_args(argv).arch)
+    verilog = cached_verilog(architecture)
+    table = Table(title=f"STCE {architecture.rows} x {architecture.cols} on a VU9P, Yosys estimate")
+    for name in ("component", "count", *DEVICE):
+        table.add_column(name, justify="right" if name != "component" else "left")
+
+    def line(name: str, count: str, used: dict[str, float]) -> None:
+        table.add_row(name, count, *(f"{amount:,.10g}" for amount in used.values()))
+
+    total = dict.fromkeys(DEVICE, 0.0)
+    for name, count in instances(architecture).items():
+        used = resources(cells(verilog, name))
+        line(name, f"{count:,}", used)
+        total = {key: total[key] + count * used[key] for key in DEVICE}
+    table.add_section()
+    line("engine", "", total)
+    table.add_row("of the device", "", *(f"{total[key] / DEVICE[key]:.0%}" for key in DEVICE))
+    stdout().print(table)
+    return int(any(total[key] > DEVICE[key] for key in DEVICE))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
