@@ -15,7 +15,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 demo: $(RUNTIME)
-	@$(IN_VENV) -m nmsat bench resnet9 --quick --size tiny
+	@$(IN_VENV) -m nmsat bench resnet9
 
 test: lint
 	@$(IN_VENV) -m pytest
