@@ -45,10 +45,11 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class GemmCheck:
-    """One GEMM that ran on the RTL."""
+    """One GEMM that ran on the RTL; ``padded_channels`` as :class:`compiler.capture.Gemm`."""
 
     gemm: str
     mapping: Mapping
+    padded_channels: int
     rtl_cycles: int
     model_cycles: int
     mismatches: int
@@ -59,6 +60,12 @@ class GemmCheck:
     def utilisation(self) -> float:
         """Executed MACs over R * C * RTL cycles."""
         return self.mapping.utilisation(self.rtl_cycles)
+
+    @property
+    def pattern(self) -> str:
+        """The pattern, and the zero channels that fill each tap's last group if there are any."""
+        padding = f", +{self.padded_channels} channels" if self.padded_channels else ""
+        return f"{self.mapping.shape.pattern}{padding}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Cosim:
         for check in self.checks:
             shape = check.mapping.shape
             table.add_row(
-                check.gemm, f"{shape.p} x {shape.q} x {shape.k}", str(shape.pattern),
+                check.gemm, f"{shape.p} x {shape.q} x {shape.k}", check.pattern,
                 check.mapping.dataflow.upper(), f"{check.rtl_cycles:,}",
                 f"{check.model_cycles:,}", f"{check.utilisation:.1%}", f"{shape.p * shape.q:,}",
                 str(check.mismatches), f"{check.rtl_error:.1e}", f"{check.torch_error:.1e}",
@@ -107,7 +114,7 @@ def _check(gemm: Gemm, mapping: Mapping, engine: RtlEngine) -> GemmCheck:
     want = golden.gemm(gemm.a, gemm.b, gemm.pattern)
     yardstick = golden.Yardstick.of(gemm.a, gemm.b, gemm.pattern)
     return GemmCheck(
-        gemm.name, mapping, cycles, mapping.cycles(),
+        gemm.name, mapping, gemm.padded_channels, cycles, mapping.cycles(),
         int(np.count_nonzero(c.view(np.uint32) != want.view(np.uint32))),
         yardstick.error(c), yardstick.error(gemm.torch_c),
     )

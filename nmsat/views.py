@@ -12,6 +12,7 @@ from rich.table import Table
 from benchmarks.results import BenchRow
 from benchmarks.workload import TrainResult
 from compiler.gemm import GemmResult
+from rtl.pattern import NmPattern
 
 __all__ = ["gemm_table", "rows_json", "tables_text", "train_table"]
 
@@ -27,7 +28,8 @@ def _figures(title: str, *lines: tuple[str, str]) -> Table:
 
 def gemm_table(result: GemmResult) -> Table:
     """One GEMM."""
-    shape = result.shape
+    shape, pattern = result.shape, NmPattern.parse(result.pattern)
+    padded = pattern.groups(shape.K) * pattern.m
     return _figures(
         f"{shape.P} x {shape.K} @ {shape.K} x {shape.Q}, {result.pattern}, on {result.arch}",
         ("engine", result.engine),
@@ -36,6 +38,7 @@ def gemm_table(result: GemmResult) -> Table:
         ("cycles, model", f"{result.model_cycles:,}"),
         ("cycles, ideal", f"{result.ideal_cycles:,}"),
         ("utilisation", f"{result.utilisation:.1%}"),
+        *((("K, padded with zeros to", f"{padded:,}"),) if padded != shape.K else ()),
         ("MACs", f"{result.macs:,} of {result.dense_macs:,}"),
         ("Inf or NaN in C", "yes" if result.nonfinite else "no"),
     )

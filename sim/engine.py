@@ -39,9 +39,10 @@ def cached_verilog(architecture: Architecture) -> str:
         from rtl.netlist import verilog
 
         find_yosys()
+        text = verilog(architecture)
         path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as scratch:
-            scratch.write(verilog(architecture))
+            scratch.write(text)
         Path(scratch.name).rename(path)
     return path.read_text()
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from compiler.capture import Unsupported
 from compiler.gemm import GemmResult
 from nmsat import cli
 from rtl.pattern import NmPattern
@@ -142,6 +144,9 @@ def test_gemm_writes_the_product_and_its_json(
     status, out, err = run(capsys, *GEMM, "--pattern", pattern, "--json", "C.json")
     assert (status, err) == (0, "")
     assert "utilisation" in out
+    # K = 12 is no multiple of 8, and the report says what became of it.
+    assert re.findall(r"K, padded with zeros to .* (\d+) ", out) == (
+        [] if pattern == "dense" else ["16"])
     a, b, c = (np.load(name) for name in ("A.npy", "B.npy", "C.npy"))
     assert c.dtype == np.float32
     assert c.tobytes() == golden.gemm(a, b, NmPattern.parse(pattern)).tobytes()
@@ -208,6 +213,16 @@ def test_rtl_writes_verilog(capsys: pytest.CaptureFixture[str]) -> None:
     modules = re.findall(r"^module (\w+)", Path("sat.v").read_text(), flags=re.M)
     assert "stce" in modules
     assert len(modules) == len(set(modules))
+
+
+def test_work_that_stays_on_the_host_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [Unsupported("head", "Conv1d", 12, "matrix products outside Conv2d are not captured")]
+    cli._list_unsupported(Console(width=100), "net", items)
+    cli._list_unsupported(Console(width=100), "net", [])
+    assert capsys.readouterr().out == (
+        "net: not on the array, run on the host:\n"
+        "  head (Conv1d): matrix products outside Conv2d are not captured\n"
+    )
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
