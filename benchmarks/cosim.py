@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.progress import Reporter, Silent
 from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
+from benchmarks.training import reproducible
 from benchmarks.workload import Trained, Workload
 from compiler.capture import Captured, Gemm, Unsupported, capture
 from compiler.gemm import run_mapping
@@ -195,10 +196,11 @@ def cosim_trained(
 ) -> Cosim:
     """One more training step of a trained model, on ``BATCH`` training examples, on the RTL."""
     batch = workload.batch(size, BATCH, seed)
-    captured = capture(
-        trained.model,
-        lambda: workload.training_step(trained.model, batch, trained.loss_scale),
-    )
+    with reproducible(seed):
+        captured = capture(
+            trained.model,
+            lambda: workload.training_step(trained.model, batch, trained.loss_scale),
+        )
     return cosim_gemms(workload.name, captured, engine, progress)
 
 

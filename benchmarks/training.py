@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from algorithms import decay_pruned
 from benchmarks.workload import Batch, Progress
 from rtl.errors import ParameterError
 
-__all__ = ["Recipe", "minimise"]
+__all__ = ["Recipe", "minimise", "reproducible"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,25 @@ class Recipe:
         return self.rate * min(done / self.warmup, (1 - step / steps) / (1 - self.warmup))
 
 
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Torch on one thread, its global generator seeded; afterwards both are as they were.
+
+    The order of sums inside torch's kernels follows the number of threads, so with as many as the
+    machine has cores a seed would train another network on every machine. The layers here are too
+    small to gain much from a second thread, and two processes whose threads share cores slow each
+    other down tenfold.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
 def minimise(
     model: nn.Module,
     loss: Callable[[nn.Module, Batch], Tensor],
@@ -48,9 +68,8 @@ def minimise(
 ) -> float:
     """Train ``model`` in place for ``epochs`` over ``data``; returns the last loss scale.
 
-    The order of examples comes from ``seed``. Torch's global generator, which dropout would read,
-    is seeded too and restored. Raises :class:`ParameterError` for ``epochs`` below 1 or ``seed``
-    below 0.
+    The order of examples comes from ``seed``, and so does what dropout would draw: see
+    :func:`reproducible`. Raises :class:`ParameterError` for ``epochs`` below 1 or ``seed`` below 0.
     """
     if epochs < 1:
         raise ParameterError("epochs", epochs, "must be at least 1", 1)
@@ -63,8 +82,7 @@ def minimise(
     examples = len(data.inputs)
     steps, step = epochs * -(-examples // recipe.batch), 0
     model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with reproducible(seed):
         for epoch in range(1, epochs + 1):
             total = 0.0
             for chosen in torch.split(torch.randperm(examples, generator=order), recipe.batch):

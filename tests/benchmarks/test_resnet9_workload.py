@@ -136,6 +136,28 @@ def test_the_global_generator_is_left_alone_and_seeded_inside() -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_training_runs_on_one_thread_and_gives_the_others_back() -> None:
+    before, inside = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        inside.append(torch.get_num_threads())
+        return WORKLOAD.loss(model, batch)
+
+    def fail(model: nn.Module, batch: Batch) -> Tensor:
+        raise RuntimeError("in the middle")
+
+    try:
+        arguments = WORKLOAD.batch("tiny", 4), Recipe(1, 4, 0.1), 1, 0
+        minimise(WORKLOAD.model("tiny", 0), loss, *arguments)
+        assert (inside, torch.get_num_threads()) == ([1], 3)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            minimise(WORKLOAD.model("tiny", 0), fail, *arguments)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_rate_rises_and_falls_linearly_to_almost_nothing() -> None:
     recipe = Recipe(epochs=1, batch=1, rate=0.8)
     rates = [recipe.rate_at(step, 8) for step in range(8)]
