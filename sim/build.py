@@ -94,8 +94,10 @@ def build_model(
             progress(f"building the Verilator model of {top}")
         with tempfile.TemporaryDirectory(dir=models) as name:
             scratch = Path(name)
+            # The harness comes along: the makefile cannot name a file whose path has a space.
             (scratch / f"{top}.v").write_text(verilog)
-            sources: list[str | Path] = [f"{top}.v", harness.resolve()]
+            (scratch / harness.name).write_bytes(harness.read_bytes())
+            sources = [f"{top}.v", harness.name]
             if block:
                 (scratch / "blocks.vlt").write_text(
                     f'`verilator_config\nhier_block -module "{block}"\n'

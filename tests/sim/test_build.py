@@ -85,6 +85,12 @@ def test_a_model_is_built_once_and_runs(harness: Path) -> None:
     assert left == {first.parent.name, f"{first.parent.name}.lock"}, "no scratch stays"
 
 
+def test_a_harness_may_stand_under_a_path_with_a_space(harness: Path, tmp_path: Path) -> None:
+    (tmp_path / "my tests").mkdir()
+    moved = harness.rename(tmp_path / "my tests" / "harness.cpp")
+    assert lines(build_model(LEAF + TOP, "top", moved, defines=["CYCLES=4"])) == ["sum 8", "done"]
+
+
 def test_a_hierarchical_model_counts_the_same(harness: Path) -> None:
     model = build_model(LEAF + TOP, "top", harness, defines=["CYCLES=7"], block="leaf")
     assert lines(model) == ["sum 14", "done"]
