@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
@@ -55,7 +55,7 @@ class CocotbModel:
         self._top = top
         verilator = find_verilator()
         key = content_key(verilog, top, _BUILD, verilator.version, verilator.source,
-                          metadata.version("cocotb"), str(config.libs_dir))
+                          metadata.version("cocotb"), str(config.base_cocotb_dir))
         models = cache_dir() / "cocotb"
         models.mkdir(exist_ok=True)
         self._folder = models / key
@@ -110,6 +110,13 @@ class CocotbModel:
 
 
 def _runner() -> Runner:
+    # cocotb's own files are named in a makefile, which knows no path with a space: they are
+    # reached through a link in the cache, whose path has none.
+    package = config.base_cocotb_dir
+    link = cache_dir() / "cocotb" / f"package-{content_key(str(package))}"
+    with suppress(FileExistsError):
+        link.symlink_to(package)
+    config.share_dir, config.libs_dir = link / "share", link / "libs"
     runner = get_runner("verilator")
     runner.log.setLevel("ERROR")
     return runner
