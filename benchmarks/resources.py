@@ -38,13 +38,13 @@ _SHARES: dict[str, tuple[str, float]] = {
 
 # Scope notes and escaped names of flattened modules break abc9's way back into the design.
 _SCRIPT = """
-read_verilog {source}
+read_verilog source.v
 synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top} -run begin:map_luts
 delete t:$scopeinfo
 rename -unescape
 autoname
 synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top} -run map_luts:
-tee -q -o {report} stat
+tee -q -o report.txt stat
 """
 
 
@@ -57,9 +57,7 @@ def cells(verilog: str, top: str) -> Counter[str]:
     with tempfile.TemporaryDirectory(prefix="nmsat-") as name:
         scratch = Path(name)
         (scratch / "source.v").write_text(verilog)
-        (scratch / "script.ys").write_text(
-            _SCRIPT.format(source="source.v", top=top, report="report.txt")
-        )
+        (scratch / "script.ys").write_text(_SCRIPT.format(top=top))
         run_tool([yosys, "-q", "-s", "script.ys"], f"synthesising {top}", cwd=scratch)
         report = (scratch / "report.txt").read_text()
     found = re.findall(r"^ +(\d+) +([A-Z]\w+)$", report, re.M)

@@ -12,7 +12,6 @@ import torch
 from algorithms import nm_mask
 from benchmarks import engine_speed, mask_speed, resources, utilisation
 from rtl.architecture import PRESETS
-from rtl.pattern import NmPattern
 from sim.engine import cached_verilog
 
 TINY = PRESETS["tiny"]
@@ -91,4 +90,4 @@ def test_the_engine_maps_to_the_fpga_as_meant(capsys: pytest.CaptureFixture[str]
 
 def test_patterns_of_the_mask_comparison_fill_whole_groups() -> None:
     assert all(size % pattern.m == 0 for shape in mask_speed.SHAPES for size in shape[:2]
-               for pattern in (*mask_speed.PATTERNS, NmPattern(1, 2)))
+               for pattern in mask_speed.PATTERNS)
