@@ -11,9 +11,11 @@ import argparse
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from algorithms import get_method
+from benchmarks.console import one_line_errors
 from benchmarks.registry import get_workload
 from rtl.errors import ParameterError
 
@@ -77,7 +79,8 @@ def compare(size: str, method: str, pattern: str, seeds: int, epochs: int | None
     return Comparison(tuple(runs["dense"]), tuple(runs[method]))
 
 
-def main(arguments: list[str] | None = None) -> int:
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, print the table; 2 for bad input."""
     parser = argparse.ArgumentParser(description="BDWP against dense training on the digits.")
     parser.add_argument("--size", default="small")
@@ -85,13 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pattern", default="2:8")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=None)
-    options = parser.parse_args(arguments)
-    try:
-        found = compare(options.size, options.method, options.pattern, options.seeds,
-                        options.epochs)
-    except ParameterError as error:
-        print(error, file=sys.stderr)
-        return 2
+    options = parser.parse_args(argv)
+    found = compare(options.size, options.method, options.pattern, options.seeds, options.epochs)
     print(f"ResNet-9 {options.size}, digits, {options.method} {options.pattern}, "
           f"{options.seeds} seeds, test accuracy in %")
     print(found.table(options.method))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from benchmarks.console import stdout
+from benchmarks.console import one_line_errors, stdout
 from compiler.layout import assemble, build
 from compiler.mapping import GemmShape, best_mapping
 from rtl.architecture import PRESETS, Architecture
@@ -114,6 +114,7 @@ def _largest() -> bool:
     return built < MOST_BUILD_SECONDS and speed >= LEAST_CYCLES_PER_SECOND
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; the status is 1 if a requirement is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

@@ -1,8 +1,9 @@
 """Put what commands print beneath them: the result blocks of README.md.
 
 A block is ``<!-- COMMAND -->``, a fenced text and ``<!-- end -->``. ``python -m benchmarks.record``
-runs every command from the root of the checkout and replaces the text; with words, only commands
-that contain one of them. A command that fails leaves its block as it was.
+runs every command from the root of the checkout and replaces the text by the command, which a page
+shows no comment of, and its output; with words, only commands that contain one of them. A command
+that fails leaves its block as it was.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def record(page: Path, words: Sequence[str], root: Path = ROOT) -> list[str]:
             failed.append(command)
             continue
         printed = "\n".join(line.rstrip() for line in done.stdout.splitlines()).strip("\n")
-        fresh = f"<!-- {command} -->\n```text\n{printed}\n```\n<!-- end -->"
+        fresh = f"<!-- {command} -->\n```text\n$ {command}\n{printed}\n```\n<!-- end -->"
         # Read again: other blocks may have been edited while a command ran for minutes.
         text = page.read_text()
         page.write_text(text.replace(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.console import stdout
+from benchmarks.console import one_line_errors, stdout
 from rtl.architecture import Architecture
 from sim.engine import cached_verilog
 from sim.toolchain import find_yosys, run_tool
@@ -80,6 +80,7 @@ def instances(architecture: Architecture) -> dict[str, int]:
             "result_buffer": cols, "sequencer": 1, "collector": 1}
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the status is 1 if the engine is larger than the device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

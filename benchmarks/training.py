@@ -45,7 +45,7 @@ def reproducible(seed: int) -> Iterator[None]:
     The order of sums inside torch's kernels follows the number of threads, so with as many as the
     machine has cores a seed would train another network on every machine. The layers here are too
     small to gain much from a second thread, and two processes whose threads share cores slow each
-    other down tenfold.
+    other down many times over, waiting in turns.
     """
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

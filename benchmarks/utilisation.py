@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from benchmarks.console import stdout
+from benchmarks.console import one_line_errors, stdout
 from compiler.gemm import run_gemm
 from compiler.mapping import Dataflow
 from rtl.architecture import Architecture
+from rtl.errors import ParameterError
 from rtl.pattern import NmPattern
 from sim import golden
 
@@ -26,6 +27,7 @@ PATTERNS = ("dense", "2:4", "1:4", "2:8", "1:8", "2:16")
 DATAFLOWS: tuple[Dataflow, ...] = ("ws", "os")
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the status is 1 if any bit or any cycle is not as predicted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="dense or N:M")
     arguments = parser.parse_args(argv)
     arch, size = Architecture.load(arguments.arch), arguments.size
+    if size < 1:
+        raise ParameterError("--size", size, "must be at least 1", 1)
 
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size)).astype(np.float16) for _ in range(2))

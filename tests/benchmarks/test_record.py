@@ -36,7 +36,10 @@ def test_every_block_is_filled_and_a_failing_command_leaves_its_own(page: Path) 
     filled = blocks(page.read_text())
     assert list(filled) == list(blocks(PAGE))
     assert list(filled.values()) == [
-        "```text\none\n```\n", "```text\ntwo\nlines\n```\n", "kept\n"]
+        "```text\n$ echo one\none\n```\n",
+        "```text\n$ printf 'two  \\nlines\\n\\n'\ntwo\nlines\n```\n",
+        "kept\n",
+    ]
     assert page.read_text().startswith("Before.\n")
     assert "\n\nBetween.\n\n" in page.read_text()
 
@@ -50,4 +53,4 @@ def test_recording_again_changes_nothing(page: Path) -> None:
 
 def test_words_choose_the_commands(page: Path) -> None:
     assert record(page, ["one"]) == []
-    assert page.read_text() == PAGE.replace("old\n", "```text\none\n```\n")
+    assert page.read_text() == PAGE.replace("old\n", "```text\n$ echo one\none\n```\n")
