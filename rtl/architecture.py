@@ -54,6 +54,16 @@ class Architecture(BaseModel):
         32768, ge=64, le=1048576,
         description="Depth of each column's result buffer, FP32 words.",
     )
+    bus_bytes: int = Field(
+        64, ge=32, le=128, description="Width of the AXI4 memory port in bytes: 32, 64 or 128.",
+    )
+    burst_beats: int = Field(
+        16, ge=1, le=64, description="Longest AXI4 burst in beats; bursts end at 4 KB anyway.",
+    )
+    read_beats: int = Field(
+        256, ge=16, le=4096,
+        description="Depth of the read FIFO in beats: so many may be outstanding.",
+    )
     clock_mhz: float = Field(200.0, gt=0, le=1000, description="Clock for times, not for cycles.")
 
     @model_validator(mode="after")
@@ -64,6 +74,13 @@ class Architecture(BaseModel):
                 nearest = max(1, round(side / self.block)) * self.block
                 rule = f"must be at most block={self.block} or a multiple of it"
                 raise ParameterError(parameter, side, rule, nearest)
+        return self
+
+    @model_validator(mode="after")
+    def _check_bus(self) -> Self:
+        if self.bus_bytes & (self.bus_bytes - 1):
+            nearest = min((32, 64, 128), key=lambda legal: abs(legal - self.bus_bytes))
+            raise ParameterError("bus_bytes", self.bus_bytes, "must be 32, 64 or 128", nearest)
         return self
 
     @model_validator(mode="after")

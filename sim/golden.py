@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rtl.fp.format import BINARY32
-from rtl.pattern import DENSE, NmPattern
+from rtl.pattern import DENSE, NmPattern, Packed
 
-__all__ = ["Yardstick", "gemm"]
+__all__ = ["Yardstick", "accumulate", "gemm"]
 
 Half = npt.NDArray[np.float16]
 Single = npt.NDArray[np.float32]
@@ -36,15 +36,24 @@ def gemm(a: Half, b: Half, pattern: NmPattern = DENSE) -> Single:
     Returns float32, shape (P, Q). A pruned position takes no part: an Inf or NaN opposite to it
     does not show. Speed is some 10^9 MACs a second for dense operands.
     """
+    return accumulate(a, pattern.pack(b), pattern)
+
+
+def accumulate(
+    a: Half, packed: Packed, pattern: NmPattern, start: Single | None = None
+) -> Single:
+    """:func:`gemm` with B already packed; sums go on from ``start``, float32 (P, Q), or from +0.
+
+    ``packed`` holds values and indices of shape (groups, n, Q) for ``a`` of shape (P, K).
+    """
     p, k = a.shape
-    q = b.shape[1]
-    packed = pattern.pack(b)
-    padded = np.zeros((pattern.groups(k) * pattern.m, p), np.float32)
-    padded[:k] = a.T
     values = packed.values.astype(np.float32)
+    q = values.shape[2]
+    padded = np.zeros((len(values) * pattern.m, p), np.float32)
+    padded[:k] = a.T
     base = pattern.m * np.arange(len(values), dtype=np.intp)[:, None, None]
     rows = base + packed.indices
-    result = np.empty((q, p), np.float32)
+    result = np.zeros((q, p), np.float32) if start is None else start.T.copy()
     columns = max(1, min(q, _BLOCK // min(p, _BLOCK)))
     width = max(1, min(p, _BLOCK // columns))
     with np.errstate(invalid="ignore", over="ignore"):
@@ -52,18 +61,17 @@ def gemm(a: Half, b: Half, pattern: NmPattern = DENSE) -> Single:
             moving = np.ascontiguousarray(padded[:, left : left + width])
             for top in range(0, q, columns):
                 here = slice(top, top + columns)
-                result[here, left : left + width] = _accumulate(
-                    moving, values[:, :, here], rows[:, :, here], pattern
-                )
+                block = result[here, left : left + width]
+                _accumulate(block, moving, values[:, :, here], rows[:, :, here], pattern)
     bits = np.ascontiguousarray(result.T).view(np.uint32)
     return BINARY32.canonical(bits).astype(np.uint32).view(np.float32)
 
 
 def _accumulate(
-    moving: Single, values: Single, rows: npt.NDArray[np.intp], pattern: NmPattern
-) -> Single:
-    """Sums of one block, shape (columns, width): one product and one addition per k."""
-    sums = np.zeros((values.shape[2], moving.shape[1]), np.float32)
+    block: Single, moving: Single, values: Single, rows: npt.NDArray[np.intp], pattern: NmPattern
+) -> None:
+    """Add to the sums of one block, shape (columns, width): one product, one addition per k."""
+    sums = block.copy()
     product = np.empty_like(sums)
     gathered = np.empty_like(sums)
     for group in range(values.shape[0]):
@@ -75,7 +83,7 @@ def _accumulate(
                 np.take(moving, rows[group, slot], axis=0, out=gathered, mode="clip")
                 np.multiply(gathered, value, out=product)
             np.add(sums, product, out=sums)
-    return sums
+    block[:] = sums
 
 
 @dataclass(frozen=True)
