@@ -47,7 +47,8 @@ async def drive_operands(dut: Any) -> None:
     for _ in range(2 * arch.interleave):
         await FallingEdge(clk)
     dut.tile_valid.value = 0
-    dut.w2e_en.value = dut.n2s_en.value = 1
+    dut.w2e_en.value = (1 << arch.rows) - 1
+    dut.n2s_en.value = (1 << arch.cols) - 1
     start = time.perf_counter()
     for cycle in range(CYCLES):
         word = cycle % WORDS

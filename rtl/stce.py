@@ -61,7 +61,8 @@ class Stce(Component):
     """The engine: fill the operand buffers, stream tiles in, read the result buffers.
 
     One ``clk`` and synchronous ``rst``. Buffers may be filled and read at any time that the work
-    under way does not use the same words; results are read while ``busy`` is low.
+    under way does not use the same words; in WS, which reads partial sums, results are read while
+    ``busy`` is low.
 
     Members
     -------
@@ -70,8 +71,8 @@ class Stce(Component):
         result written was Inf or NaN.
     busy: Out, a tile or its results are under way.
     cycles: Out(48), cycles with ``busy`` since reset.
-    w2e_en, w2e_address, w2e_data: In, fill the same word of every row's buffer.
-    n2s_en, n2s_address, n2s_data: In, fill the same word of every column's buffer.
+    w2e_en, w2e_address, w2e_data: In, fill one word of the buffers of all enabled rows.
+    n2s_en, n2s_address, n2s_data: In, fill one word of the buffers of all enabled columns.
     out_en, out_address, out_data: In, In, Out, read the same word of every column's results,
         ``FEED_LATENCY`` cycles later.
     """
@@ -87,10 +88,10 @@ class Stce(Component):
                 "retired_nonfinite": Out(1),
                 "busy": Out(1),
                 "cycles": Out(48),
-                "w2e_en": In(1),
+                "w2e_en": In(architecture.rows),
                 "w2e_address": In(ADDRESS_BITS),
                 "w2e_data": In(data.ArrayLayout(LANES, architecture.rows)),
-                "n2s_en": In(1),
+                "n2s_en": In(architecture.cols),
                 "n2s_address": In(ADDRESS_BITS),
                 "n2s_data": In(data.ArrayLayout(PACKED_WEIGHT, architecture.cols)),
                 "out_en": In(1),
@@ -135,7 +136,7 @@ class Stce(Component):
                 feeder.skew.eq(sequencer.skew),
                 feeder.m_log2.eq(sequencer.m_log2),
                 feeder.clear.eq(sequencer.clear),
-                feeder.write_en.eq(self.w2e_en),
+                feeder.write_en.eq(self.w2e_en[r]),
                 feeder.write_address.eq(self.w2e_address),
                 feeder.write_data.eq(self.w2e_data[r]),
             ]
@@ -155,7 +156,7 @@ class Stce(Component):
             place(m, platform, f"result_buffer_{c}", results, "result_buffer")
             m.d.comb += [
                 feeder.order.eq(col_order),
-                feeder.write_en.eq(self.n2s_en),
+                feeder.write_en.eq(self.n2s_en[c]),
                 feeder.write_address.eq(self.n2s_address),
                 feeder.write_data.eq(self.n2s_data[c]),
                 results.psum_order.eq(psum_order),

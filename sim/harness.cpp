@@ -52,6 +52,16 @@ uint32_t* words_of(T& port) {
     return reinterpret_cast<uint32_t*>(&port);
 }
 
+template <std::size_t N>
+void enable_all(VlWide<N>& port, unsigned width, bool on) {
+    for (std::size_t n = 0; n < N; ++n)
+        port.data()[n] = !on ? 0 : n + 1 < N || width % 32 == 0 ? ~0u : (1u << width % 32) - 1;
+}
+template <typename T>
+void enable_all(T& port, unsigned width, bool on) {
+    port = !on ? 0 : width == 64 ? ~T(0) : T((uint64_t(1) << width) - 1);
+}
+
 class Job {
   public:
     explicit Job(const char* path) : file_(std::fopen(path, "rb")) {
@@ -98,19 +108,19 @@ class Bench {
 
     void fill_w2e(Job& job, uint32_t address, uint32_t count) {
         std::vector<uint32_t> word(kRows * kLanes / 2);
-        top_->w2e_en = 1;
+        enable_all(top_->w2e_en, kRows, true);
         for (uint32_t n = 0; n < count; ++n) {
             job.read(word.data(), word.size() * 4);
             std::memcpy(words_of(top_->w2e_data), word.data(), word.size() * 4);
             top_->w2e_address = address + n;
             cycle();
         }
-        top_->w2e_en = 0;
+        enable_all(top_->w2e_en, kRows, false);
     }
 
     void fill_n2s(Job& job, uint32_t address, uint32_t count) {
         std::vector<uint32_t> word(kCols);
-        top_->n2s_en = 1;
+        enable_all(top_->n2s_en, kCols, true);
         for (uint32_t n = 0; n < count; ++n) {
             job.read(word.data(), word.size() * 4);
             for (int c = 0; c < kCols; ++c)
@@ -118,7 +128,7 @@ class Bench {
             top_->n2s_address = address + n;
             cycle();
         }
-        top_->n2s_en = 0;
+        enable_all(top_->n2s_en, kCols, false);
     }
 
     void tiles(Job& job, uint32_t count) {

@@ -314,11 +314,12 @@ class Interpreter:
     ) -> npt.NDArray[np.float32]:
         source = Source(decoded["source"])
         if source is Source.VECTOR:
-            lines = self.vectors[decoded["b"]]
+            lines: npt.NDArray[np.float32] = self.vectors[decoded["b"]]
             return lines[here] if repeated is None else lines[repeated]
         if source is Source.SCALAR:
-            return self.scalars[decoded["b"], None]
-        return np.array([decoded["immediate"]], np.uint32).view(np.float32)
+            return self.scalars[[decoded["b"]]]
+        immediate = np.array([decoded["immediate"]], np.uint32)
+        return immediate.view(np.float32)
 
     def _prune(self, decoded: Decoded) -> None:
         form = ChunkFormat(_pattern(decoded))

@@ -151,7 +151,7 @@ class Bench:
         )
         for n in range(max(len(words) for *_, words in streams)):
             for (enable, address, data), base, words in streams:
-                enable.value = n < len(words)
+                enable.value = (1 << len(enable)) - 1 if n < len(words) else 0
                 if n < len(words):
                     address.value = base + n
                     data.value = words[n]
