@@ -62,7 +62,10 @@ class NativeUnit:
 
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], NativeUnit]:
-    """Builds a unit from its spec object; the same spec gives the same executable."""
+    """Builds a unit from its spec object; the same spec gives the same executable.
+
+    A unit has one output, or its spec names the one to look at in ``output``.
+    """
     built: dict[Spec, NativeUnit] = {}
 
     def build(spec: Spec) -> NativeUnit:
@@ -71,7 +74,8 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], NativeU
             unit = spec.create()
             members = unit.signature.members
             inputs = [name for name in members if members[name].flow is Flow.In]
-            (output,) = (name for name in members if members[name].flow is Flow.Out)
+            outputs = [name for name in members if members[name].flow is Flow.Out]
+            (output,) = [spec.output] if hasattr(spec, "output") else outputs
             ports = {f"IN{n}": name for n, name in enumerate(inputs)}
             defines = {**ports, "OUT": output, "LATENCY": spec.latency}
             executable = build_model(
@@ -90,6 +94,22 @@ def rng() -> np.random.Generator:
     seed = int(os.environ.get("NMSAT_TEST_SEED") or secrets.randbits(32))
     print(f"NMSAT_TEST_SEED={seed}")
     return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def specials() -> Bits:
+    """FP32 bits of both signs where units go wrong: ends of ranges, powers of two and neighbours.
+
+    Zero, both ends of the subnormals and their middle, powers of two an ulp less and more from
+    the smallest normal to the largest, the largest finite value, Inf, NaNs with payloads.
+    """
+    ends = [0, 1, 2, 3, 0x3FFFFF, 0x400000, 0x7FFFFE, 0x7FFFFF, 0xC00000, 0xFFFFFF,
+            0x3FC00000, 0x3FFFFFFE, 0x7F7FFFFE, 0x7F7FFFFF,
+            0x7F800000, 0x7F800001, 0x7FBFFFFF, 0x7FC00000, 0x7FC12345, 0x7FFFFFFF]
+    fields = (1, 2, 23, 63, 64, 103, 104, 125, 126, 127, 128, 129, 150, 151, 190, 231, 253, 254)
+    powers = [(field << 23) + ulp for field in fields for ulp in (-1, 0, 1)]
+    magnitudes = np.unique(np.array(ends + powers, np.uint32))
+    return np.concatenate([magnitudes, magnitudes | np.uint32(1 << 31)])
 
 
 def _measured_latency(outputs: Bits, expected: Bits) -> list[int]:
@@ -128,9 +148,9 @@ def check(native: Callable[[Spec], NativeUnit]) -> Check:
 
 @pytest.fixture
 def latencies(native: Callable[[Spec], NativeUnit]) -> Callable[..., list[int]]:
-    """Latencies between 0 and 12 at which a unit's outputs are its golden results."""
+    """Latencies between 0 and 24 at which a unit's outputs are its golden results."""
     def measure(spec: Spec, *operands: npt.NDArray[np.unsignedinteger]) -> list[int]:
         expected = spec.compute(*operands).astype(np.uint32)
-        return _measured_latency(native(spec).stream(operands, 12), expected)
+        return _measured_latency(native(spec).stream(operands, 24), expected)
 
     return measure

@@ -5,7 +5,7 @@
 //   Vunit products FROM TO              every pair of finite non-negative binary16, the first one
 //                                       in [FROM, TO): compared here; prints pairs and mismatches
 //
-// A record is one 32-bit word an operand. IN0, IN1 (optional) and OUT name the ports.
+// A record is one 32-bit word an operand. IN0, IN1 and IN2 (both optional) and OUT name the ports.
 
 #include <cmath>
 #include <cstdint>
@@ -27,12 +27,21 @@ namespace {
 VerilatedContext context;
 Vunit unit{&context};
 
-void drive(uint32_t a, uint32_t b) {
-    unit.IN0 = a;
-#ifdef IN1
-    unit.IN1 = b;
+#if defined(IN2)
+constexpr std::size_t kOperands = 3;
+#elif defined(IN1)
+constexpr std::size_t kOperands = 2;
 #else
-    (void)b;
+constexpr std::size_t kOperands = 1;
+#endif
+
+void drive(const uint32_t* operands) {
+    unit.IN0 = operands[0];
+#ifdef IN1
+    unit.IN1 = operands[1];
+#endif
+#ifdef IN2
+    unit.IN2 = operands[2];
 #endif
 }
 
@@ -47,7 +56,8 @@ void clock() {
 void reset() {
     unit.rst = 1;
     unit.clk = 0;
-    drive(0, 0);
+    constexpr uint32_t kZeros[kOperands] = {};
+    drive(kZeros);
     unit.eval();
     clock();
     clock();
@@ -55,11 +65,6 @@ void reset() {
 }
 
 void stream(const char* input, const char* output, long flush) {
-#ifdef IN1
-    constexpr std::size_t kOperands = 2;
-#else
-    constexpr std::size_t kOperands = 1;
-#endif
     std::FILE* in = std::fopen(input, "rb");
     std::FILE* out = std::fopen(output, "wb");
     if (!in || !out) fail("cannot open the files");
@@ -67,7 +72,7 @@ void stream(const char* input, const char* output, long flush) {
     std::vector<uint32_t> records(kChunk * kOperands), results(kChunk);
     while (const std::size_t got = std::fread(records.data(), 4 * kOperands, kChunk, in)) {
         for (std::size_t n = 0; n < got; ++n) {
-            drive(records[n * kOperands], records[n * kOperands + kOperands - 1]);
+            drive(&records[n * kOperands]);
             results[n] = unit.OUT;
             clock();
         }
@@ -101,10 +106,10 @@ void products(uint32_t from, uint32_t to) {
             ++pairs;
             mismatches += unit.OUT != expected[slot];
         }
-        const uint32_t a = from + uint32_t(n / kFinite), b = uint32_t(n % kFinite);
-        const float product = n < total ? table[a] * table[b] : 0.0f;
+        const uint32_t pair[] = {from + uint32_t(n / kFinite), uint32_t(n % kFinite), 0};
+        const float product = n < total ? table[pair[0]] * table[pair[1]] : 0.0f;
         std::memcpy(&expected[slot], &product, 4);
-        drive(a, b);
+        drive(pair);
         clock();
     }
     std::printf("%llu %llu\n", (unsigned long long)pairs, (unsigned long long)mismatches);
