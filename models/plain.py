@@ -49,7 +49,7 @@ class PlainNet(nn.Module):
         self.first = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.second = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.reduce = nn.Conv2d(config.width, config.wide, 3, stride=2, padding=1)
-        self.hidden = nn.Linear(config.wide * side * side, config.wide)
+        self.hidden = nn.Conv2d(config.wide, config.wide, side)
         self.classifier = nn.Linear(config.wide, config.classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class PlainNet(nn.Module):
         x = F.relu(self.stem(images))
         x = F.relu(self.second(F.relu(self.first(x))) + x)
         x = F.relu(self.reduce(x))
-        x = F.relu(self.hidden(x.flatten(1)))
-        scores: Tensor = self.classifier(x)
+        x = F.relu(self.hidden(x))
+        scores: Tensor = self.classifier(x.flatten(1))
         return scores
 
 

@@ -57,6 +57,7 @@ def build_model(
     top: str,
     harness: Path,
     *,
+    headers: Sequence[Path] = (),
     defines: Sequence[str] = (),
     block: str | None = None,
     trace: bool = False,
@@ -66,6 +67,7 @@ def build_model(
 
     Parameters
     ----------
+    headers: files that the harness includes, from any folder.
     defines: preprocessor definitions for the harness, ``NAME=VALUE``.
     block: a module that Verilator compiles separately and once (a hierarchical block).
     trace: include FST waveforms; needs the headers of zlib and lz4.
@@ -77,8 +79,9 @@ def build_model(
     options = [*_VERILATOR, "--top-module", top, *(["--trace-fst"] if trace else []),
                *(["--hierarchical"] if block else [])]
     flags = " ".join([*_CXXFLAGS, *(f"-D{define}" for define in defines)])
-    key = content_key(verilog, harness.read_bytes(), options, flags, block, verilator.version,
-                      verilator.source, _compiler())
+    files = [harness, *headers]
+    key = content_key(verilog, *(file.read_bytes() for file in files), options, flags, block,
+                      verilator.version, verilator.source, _compiler())
     models = cache_dir() / "models"
     models.mkdir(exist_ok=True)
     executable = models / key / f"V{top}"
@@ -96,7 +99,8 @@ def build_model(
             scratch = Path(name)
             # The harness comes along: the makefile cannot name a file whose path has a space.
             (scratch / f"{top}.v").write_text(verilog)
-            (scratch / harness.name).write_bytes(harness.read_bytes())
+            for file in files:
+                (scratch / file.name).write_bytes(file.read_bytes())
             sources = [f"{top}.v", harness.name]
             if block:
                 (scratch / "blocks.vlt").write_text(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +22,35 @@ from sim.build import build_model, content_key, run_model
 from sim.toolchain import cache_dir, find_yosys
 from sim.worklist import WorkList
 
-__all__ = ["EngineRun", "RtlEngine", "cached_verilog"]
+__all__ = ["FLAT_PES", "EngineRun", "RtlEngine", "cached_verilog"]
 
-# Above this many USPEs a block of the array is compiled once and instantiated: a flat model of
-# the 32 x 32 array would take far longer to build and overflow the instruction cache.
-_FLAT_PES = 64
+FLAT_PES = 64
+"""Above this many USPEs a block of the array is compiled once and instantiated: a flat model of
+the 32 x 32 array would take far longer to build and overflow the instruction cache."""
 
 
-def cached_verilog(architecture: Architecture) -> str:
-    """:func:`rtl.netlist.verilog`, kept between processes and keyed by the sources of ``rtl``."""
+def cached_verilog(architecture: Architecture, top: Literal["stce", "sat"] = "stce") -> str:
+    """Verilog of the array's engine or the whole chip, which is also the name of its top module.
+
+    Kept between processes, keyed by the sources of ``rtl``.
+    """
     folder = Path(rtl.__file__).parent
     sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
-    key = content_key(architecture.model_dump(exclude={"name", "clock_mhz"}),
+    key = content_key(top, architecture.model_dump(exclude={"name", "clock_mhz"}),
                       metadata.version("amaranth"), *sources)
     path = cache_dir() / "verilog" / f"{key}.v"
     if not path.is_file():
-        from rtl.netlist import verilog
+        from rtl.netlist import to_verilog
 
         find_yosys()
-        text = verilog(architecture)
+        if top == "sat":
+            from rtl.sat import Sat
+
+            text = to_verilog(Sat(architecture), top)
+        else:
+            from rtl.stce import Stce
+
+            text = to_verilog(Stce(architecture), top)
         path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as scratch:
             scratch.write(text)
@@ -88,7 +99,7 @@ class RtlEngine:
         self._executable = build_model(
             cached_verilog(architecture), "stce", Path(__file__).with_name("harness.cpp"),
             defines=[f"{name}={value}" for name, value in defines.items()],
-            block="block" if architecture.pes > _FLAT_PES else None,
+            block="block" if architecture.pes > FLAT_PES else None,
             trace=trace is not None, progress=progress,
         )
 
