@@ -41,6 +41,8 @@ class ProgramBuilder:
         self.words: list[int] = []
         self.flip = False
         """Which end of the operand buffers the next GEMM fills first; it turns it over."""
+        self.sections: list[tuple[str, int]] = []
+        """Names of the parts of the program, and where each begins."""
         self._shape: Decoded | None = None
         self._turns: dict[tuple[int, ...], int] = {}
         self._clocks = {unit: [0] * len(_UNITS) for unit in _UNITS}
@@ -58,6 +60,11 @@ class ProgramBuilder:
         count = self._turns.get(ring, 0)
         self._turns[ring] = count + 1
         return ring[count % len(ring)]
+
+    def section(self, name: str) -> None:
+        """Begin a part of the program that can also run as a program of its own."""
+        self.sections.append((name, len(self.words)))
+        self._shape = None
 
     def shape(self, **fields: int) -> None:
         """Emit ``shape`` unless it is what the last one said."""

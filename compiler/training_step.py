@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ from rtl.chunk import WORD_BYTES
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["Layer", "TrainingStep", "compile_step"]
+__all__ = ["Layer", "Section", "TrainingStep", "compile_step"]
 
 T = TypeVar("T", bound=DeviceTensor)
 
@@ -99,6 +99,14 @@ class Layer:
         return found
 
 
+class Section(NamedTuple):
+    """One operation of the step: ``program[start:stop]``, which with an ``end`` runs on its own."""
+
+    name: str
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class TrainingStep:
     """A compiled training step; the program begins at ``program_at`` behind the tensors."""
@@ -110,6 +118,7 @@ class TrainingStep:
     gradients: dict[Value, Activation]
     points: tuple[HostPoint, ...]
     program: tuple[int, ...]
+    sections: tuple[Section, ...]
     bases: tuple[int, ...]
     program_at: int
     memory_bytes: int
@@ -215,17 +224,22 @@ class _Planner:
         for node in reversed(self.network.nodes):
             self._backward(node)
         # A guarded store looks at the sticky flag: all gradients must have been seen by then.
+        self.builder.section("fence")
         self.builder.emit(isa.FENCE)
         for layer in self.layers.values():
+            self.builder.section(f"{layer.node.name} update")
             for parameter in (layer.weight, layer.bias):
                 if parameter is not None:
                     self.optimiser.emit(self.builder, parameter)
+        starts = self.builder.sections
+        stops = [start for _, start in starts[1:]] + [len(self.builder)]
+        sections = tuple(Section(*each, stop) for each, stop in zip(starts, stops, strict=True))
         bases, end = self.space.bases(), self.space.size()
         program = tuple(self.builder.program())
         program_at = _round_up(end)
         return TrainingStep(
             self.architecture, self.network, tuple(self.layers.values()), self.values,
-            self.gradients, tuple(self.points), program, tuple(bases), program_at,
+            self.gradients, tuple(self.points), program, sections, tuple(bases), program_at,
             _round_up(program_at + len(program) * WORD_BYTES), self.optimiser, self.loss,
             self.loss_scale, target, losses,
         )
@@ -234,6 +248,7 @@ class _Planner:
         return self.space.allocate(region, name, tensor)
 
     def _stop(self, point: HostPoint) -> None:
+        self.builder.section(f"host {point.name}")
         self.builder.emit(isa.HOST, point=len(self.points))
         self.points.append(point)
 
@@ -249,6 +264,7 @@ class _Planner:
             ))
             return
         layer = self.layers[node.name] = self._layer(node)
+        self.builder.section(f"{node.name} FF")
         emit_forward(
             self.builder, layer.geometry, self.values[node.input], layer.ff,
             self.values[node.output],
@@ -305,6 +321,7 @@ class _Planner:
         target = self._place(Region.DATA, "target", _activation(scores))
         losses = self._place(Region.DATA, "losses", Vector(scores.channels))
         gradient = self.gradients[scores] = self._gradient_of(scores)
+        self.builder.section("loss")
         emit_squared_error(self.builder, self.values[scores], target, gradient, losses)
         return target, losses
 
@@ -336,8 +353,10 @@ class _Planner:
             self._pass_on(node.residual, dy)
         place = self._contribute(node.input)
         if place is not None:
+            self.builder.section(f"{node.name} BP")
             emit_backward(self.builder, layer.geometry, dy, layer.bp, place.target,
                           add=place.before, gate=place.gate)
+        self.builder.section(f"{node.name} WU")
         emit_weight_update(self.builder, layer.geometry, self.values[node.input], dy,
                            _matrix(layer.weight.gradient))
         if layer.bias is not None:
@@ -350,6 +369,7 @@ class _Planner:
         if value in self.gradients or (gated and self.readers[value] == 1):
             place = self._contribute(value)
             if place is not None:
+                self.builder.section(f"{value.name} residual")
                 emit_addition(self.builder, dy, place.target, add=place.before, gate=place.gate)
         elif value != self.network.input:
             self.readers[value] -= 1

@@ -89,7 +89,9 @@ class LoadAddress(Component):
             self.job_ready.eq(~busy | (advance & last)),
             take.eq(self.job_valid & self.job_ready),
         ]
-        counters, ends, wraps = [], [], []
+        counters: list[Signal] = []
+        ends: list[Signal] = []
+        wraps: list[Signal] = []
         for level in range(4):
             limit = job[f"last{level}"]
             counter = Signal(len(limit), name=f"loop{level}", reset_less=True)

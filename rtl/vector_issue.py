@@ -115,9 +115,7 @@ class VectorIssue(Component):
         next_line, quiet = self._hazards(
             m, begins=step & first_beat & opens, issue=issue, long=long, line=line,
             first=number == 0, opens=opens,
-            # Lines in order, one a cycle, so that a follower never overtakes them.
-            leads=is_vector & ~reduces & ~(walks & (self._beats > 1)),
-            trails=is_vector & ~reduces & ~repeats,
+            leads=is_vector & ~reduces & ~(walks & (self._beats > 1)), trails=is_vector,
         )
         m.d.comb += [
             self.ready.eq(~active | leave),
@@ -185,7 +183,7 @@ class VectorIssue(Component):
 
     def _hazards(
         self, m: Module, *, begins: Value, issue: Signal, long: Signal, line: Signal, first: Value,
-        opens: Signal, leads: Value, trails: Value,
+        opens: Signal, leads: Value, trails: Signal,
     ) -> tuple[Signal, Signal]:
         """Whether the next line may go, and whether all lines issued are in the registers.
 

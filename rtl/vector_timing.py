@@ -88,11 +88,14 @@ class VectorTiming:
         return ErrorCode.FIELD if rereads else ErrorCode.NONE
 
     def follows(self, before: Decoded, instruction: Decoded) -> bool:
-        """Whether both go line by line in the same order, so that they may overlap."""
+        """Whether the lines of both come in such an order that they may overlap.
+
+        ``before`` writes line by line, a line a cycle; ``instruction`` never reads a line, repeated
+        or not, before it comes to that number itself; and its results are no sooner there.
+        """
         return (
             before["line"] == instruction["line"]
             and not _reduces(before) and self.beats(before) == 1
-            and not _reduces(instruction) and not _periodic(instruction)
             and self.depth(before["op"]) <= self.depth(instruction["op"])
         )
 
@@ -141,8 +144,3 @@ class VectorTiming:
 
 def _reduces(instruction: Decoded) -> bool:
     return instruction["op"] in REDUCTIONS
-
-
-def _periodic(instruction: Decoded) -> bool:
-    return instruction["source"] == Source.VECTOR and bool(instruction["period"])
-

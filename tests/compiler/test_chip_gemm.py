@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -180,20 +182,21 @@ def test_finishing_results_adds_no_pass_over_memory() -> None:
     backward = bench.place(PackedWeights(*sizes, pattern, backward=True), weights)
     gradient = bench.place(Matrix(*sizes), weights)
     programs = (
-        (lambda: emit_forward(bench.builder, GEOMETRY, x, forward, y, bias=bias, add=add,
-                              relu=True),
+        (partial(emit_forward, geometry=GEOMETRY, x=x, weights=forward, y=y, bias=bias, add=add,
+                 relu=True),
          inside_words(GEOMETRY) + forward.words + bias.words + add.words, y.words),
-        (lambda: emit_backward(bench.builder, GEOMETRY, dy, backward, dx, add=x, gate=saved),
+        (partial(emit_backward, geometry=GEOMETRY, dy=dy, weights=backward, dx=dx, add=x,
+                 gate=saved),
          inside_words(GEOMETRY) // x.pixel * dy.pixel + backward.words + x.words + saved.words,
          dx.words),
-        (lambda: emit_weight_update(bench.builder, GEOMETRY, x, dy, gradient),
+        (partial(emit_weight_update, geometry=GEOMETRY, x=x, dy=dy, gradient=gradient),
          inside_words(GEOMETRY) + dy.words, gradient.words),
     )
     image = bench.image()
     image.memory[:] = 0
     for emit, read, written in programs:
         bench.builder = ProgramBuilder(PRESETS["small"])
-        emit()
+        emit(bench.builder)
         traffic = bench.run(image).traffic
         assert (traffic.read_words, traffic.written_words) == (read, written)
 

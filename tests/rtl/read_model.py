@@ -56,9 +56,11 @@ STALLS = {
 def memory(addresses: npt.ArrayLike) -> Words:
     """The 16 values at each word address, as the harness makes them up."""
     words = np.asarray(addresses, np.uint64).reshape(-1, 1)
-    x = (words * np.uint64(16) + np.arange(16, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    x = words << np.uint64(4) | np.arange(16, dtype=np.uint64)
+    x *= np.uint64(0x9E3779B97F4A7C15)
     x ^= x >> np.uint64(29)
-    return (x * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(48)).astype(np.uint16)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    return (x >> np.uint64(48)).astype(np.uint16)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 //
 //   Vunit INPUT OUTPUT SEED STALL_IN STALL_A STALL_B WORDS_A WORDS_B
 //
-// An input record is the word's eight 32-bit parts and n | m_log2 << 8. The run ends when streams A
-// and B have given WORDS_A and WORDS_B, and a while after: a word too many is an error, as is a
-// stream that breaks the valid/ready rules. An output record is the stream (0, 1), the cycle counted
-// from that of the first record accepted, last, and the word's parts. STALL_* in 256ths is how often
-// a pause of random length begins; with 256 more, ready waits for valid; with 512, it never comes.
+// An input record is the word's eight 32-bit parts and n | m_log2 << 8. The run ends a while after
+// streams A and B have given WORDS_A and WORDS_B: a word too many is an error, as is a stream that
+// breaks the valid/ready rules. An output record is the stream (0, 1), the cycle counted from that
+// of the first record accepted, last, and the word's parts. STALL_* in 256ths is how often a pause
+// of random length begins; with 256 more, ready waits for valid; with 512, it never comes.
 //
 // A_WORD, A_VALID, A_READY and A_LAST (optional) name the ports of stream A, those with B of stream
-// B (optional). PATTERN: there are n and m_log2. FREE: no handshakes, port A_WORD has PARTS parts in
-// every cycle, and LATENCY cycles follow the last record.
+// B (optional). PATTERN: there are n and m_log2. FREE: no handshakes, port A_WORD has PARTS parts
+// in every cycle, and LATENCY cycles follow the last record.
 
 #include <array>
 #include <cstdint>

@@ -73,7 +73,7 @@ def test_mixed_cycles(name: str) -> None:
     """Different loads back to back: the sum of their cycles, and one fill of the corner turn
     whenever a turned load follows one that is not."""
     timing = LoadTiming(ARCHITECTURES[name])
-    # Columns last of those that are not turned: the pause after lines would hide in the filling.
+    # Lines first, as the pause after them would hide in the filling.
     others = [load for load in reversed(LOADS.values()) if not load.values.get("turn")]
     turned = [load for load in LOADS.values() if load.values.get("turn")]
     program = [SHAPE_OF, *others, *turned]
@@ -126,7 +126,7 @@ def test_words() -> None:
         assert len(cycle_of(log, BEAT)) == timing.words(load, image(2, taps=1)) - padding
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "arbiter"])
+@pytest.mark.parametrize("name", ["odd", "wide", "arbiter"])
 def test_lint(name: str, tmp_path: Path) -> None:
     """Verilator -Wall has nothing to say beyond the waived classes."""
     waived = ("DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC")
