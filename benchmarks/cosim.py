@@ -1,177 +1,158 @@
-"""Co-simulation: every GEMM of a real training step on the RTL, checked against the golden model.
+"""Co-simulation: a whole training step of a trained network on the RTL of the chip.
 
-The step is captured from PyTorch (:mod:`compiler.capture`), each GEMM is mapped with the fewest
-predicted cycles, run on the Verilated RTL, and compared bit for bit. What the array does not get
-is listed first.
+The step is compiled to one program (:mod:`compiler.training_step`) and runs on two machines, the
+golden interpreter and the Verilated chip with a model of its memory. Afterwards their memories are
+compared word for word: activations, gradients, updated weights, optimiser state, packed weights of
+the next step, and the program itself.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
+from sim.chip_cycles import predict
+from torch import Tensor
 
 from benchmarks.progress import Reporter, Silent
 from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
 from benchmarks.training import reproducible
 from benchmarks.workload import Trained, Workload
-from compiler.capture import Captured, Gemm, Unsupported, capture
-from compiler.gemm import run_mapping
-from compiler.mapping import GemmShape, Mapping, best_mapping
+from compiler import lowering
+from compiler.host import from_device
+from compiler.machine import GoldenMachine, Machine, RtlMachine, differing_words
+from compiler.optimisers import Sgd
+from compiler.training_step import Layer, TrainingStep, compile_step
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
-from sim import golden
-from sim.engine import RtlEngine
+from sim.chip import Chip, MemoryModel
+from sim.golden import Yardstick
 
-__all__ = [
-    "BATCH",
-    "Cosim",
-    "GemmCheck",
-    "build_engine",
-    "cosim",
-    "cosim_gemms",
-    "cosim_trained",
-    "train",
-]
+__all__ = ["BATCH", "Cosim", "build_chip", "cosim", "cosim_step", "cosim_trained", "train"]
 
 BATCH = 16
 """Examples in the training step that runs on the RTL."""
 
-
-@dataclass(frozen=True)
-class GemmCheck:
-    """One GEMM that ran on the RTL; ``padded_channels`` as :class:`compiler.capture.Gemm`."""
-
-    gemm: str
-    mapping: Mapping
-    padded_channels: int
-    rtl_cycles: int
-    model_cycles: int
-    mismatches: int
-    rtl_error: float
-    torch_error: float
-
-    @property
-    def utilisation(self) -> float:
-        """Executed MACs over R * C * RTL cycles."""
-        return self.mapping.utilisation(self.rtl_cycles)
-
-    @property
-    def pattern(self) -> str:
-        """The pattern, and the zero channels that fill each tap's last group if there are any."""
-        padding = f", +{self.padded_channels} channels" if self.padded_channels else ""
-        return f"{self.mapping.shape.pattern}{padding}"
+_RATE, _MOMENTUM, _DECAY = 0.01, 0.9, 5e-4
+_PAGE = 4096
 
 
 @dataclass(frozen=True)
 class Cosim:
-    """A co-simulated training step: the sum, its GEMMs, and what the array did not get."""
+    """A co-simulated training step: its sum, the program, and what the chip counted."""
 
     result: CosimResult
-    checks: tuple[GemmCheck, ...]
-    unsupported: tuple[Unsupported, ...]
+    step: TrainingStep
+    model: MemoryModel
+    counters: dict[str, int]
+    loss: float
 
     @property
     def utilisation(self) -> float:
-        """Executed MACs over R * C * RTL cycles, over the whole step."""
-        macs = sum(check.mapping.shape.macs for check in self.checks)
-        pes = self.checks[0].mapping.architecture.pes
-        return macs / (pes * self.result.rtl_cycles)
+        """Executed MACs over R * C * RTL cycles, memory and update included."""
+        return self.counters["macs"] / (self.step.architecture.pes * self.result.rtl_cycles)
 
-    def table(self) -> Table:
-        """A line a GEMM and their sum."""
-        table = Table(title=f"{self.result.workload}: one training step on the RTL")
-        table.add_column("GEMM")
-        for name in ("P x Q x K", "pattern", "dataflow", "RTL cycles", "model", "utilisation",
-                     "elements", "mismatches", "RTL vs FP64", "PyTorch vs FP64"):
-            table.add_column(name, justify="right")
-        for check in self.checks:
-            shape = check.mapping.shape
-            table.add_row(
-                check.gemm, f"{shape.p} x {shape.q} x {shape.k}", check.pattern,
-                check.mapping.dataflow.upper(), f"{check.rtl_cycles:,}",
-                f"{check.model_cycles:,}", f"{check.utilisation:.1%}", f"{shape.p * shape.q:,}",
-                str(check.mismatches), f"{check.rtl_error:.1e}", f"{check.torch_error:.1e}",
-            )
-        total = self.result
-        table.add_section()
-        table.add_row(
-            f"{total.gemms} GEMMs", "", "", "", f"{total.rtl_cycles:,}",
-            f"{total.model_cycles:,}", f"{self.utilisation:.1%}", f"{total.elements:,}",
-            str(total.mismatches), f"{total.max_rel_error_vs_fp64:.1e}",
-            f"{total.torch_rel_error_vs_fp64:.1e}",
-        )
-        return table
+    def table(self) -> Group:
+        """What the chip did, and below it every stop for the host with its bytes."""
+        result, counters = self.result, self.counters
+        table = Table(title=f"{result.workload}: one training step on the RTL of the chip")
+        table.add_column("figure")
+        table.add_column("value", justify="right")
 
+        def line(name: str, value: str) -> None:
+            table.add_row(name, value)
 
-def _check(gemm: Gemm, mapping: Mapping, engine: RtlEngine) -> GemmCheck:
-    c, cycles, _ = run_mapping(mapping, gemm.a, gemm.b, engine)
-    want = golden.gemm(gemm.a, gemm.b, gemm.pattern)
-    yardstick = golden.Yardstick.of(gemm.a, gemm.b, gemm.pattern)
-    return GemmCheck(
-        gemm.name, mapping, gemm.padded_channels, cycles, mapping.cycles(),
-        int(np.count_nonzero(c.view(np.uint32) != want.view(np.uint32))),
-        yardstick.error(c), yardstick.error(gemm.torch_c),
-    )
+        line("GEMMs", str(result.gemms))
+        line("instructions", f"{counters['instructions']:,}")
+        line("RTL cycles", f"{result.rtl_cycles:,}")
+        line("cycle model", f"{result.model_cycles:,}")
+        line("MACs executed", f"{counters['macs']:,}")
+        line("MACs skipped by N:M", f"{counters['macs_skipped']:,}")
+        line("utilisation", f"{self.utilisation:.1%}")
+        for unit in ("load", "compute", "vector", "store"):
+            busy, wait = (counters[f"{unit}_{what}"] for what in ("busy", "wait"))
+            line(f"{unit.upper()} busy / waiting for others", f"{busy:,} / {wait:,}")
+        bus = self.step.architecture.bus_bytes
+        for way in ("read", "write"):
+            line(f"bytes {'read' if way == 'read' else 'written'}",
+                 f"{counters[f'{way}_beats'] * bus:,}")
+        line("memory words compared", f"{result.elements:,}")
+        line("mismatches", f"{result.mismatches:,}")
+        line("weight gradients vs FP64: RTL", f"{result.max_rel_error_vs_fp64:.1e}")
+        line("weight gradients vs FP64: PyTorch", f"{result.torch_rel_error_vs_fp64:.1e}")
+        return Group(table, _host_table(self.step))
 
 
-def build_engine(arch: Architecture, progress: Reporter) -> RtlEngine:
-    """The RTL of ``arch``; callers build it before they train, so that a missing tool shows first.
+def _host_table(step: TrainingStep) -> Table | str:
+    if not step.points:
+        return "No host points: the step is one uninterrupted program."
+    table = Table(title=f"{len(step.points)} host points")
+    table.add_column("point")
+    table.add_column("operators")
+    table.add_column("bytes", justify="right")
+    for point in step.points:
+        kinds = "loss" if point.node is None else ", ".join(point.node.kinds)
+        table.add_row(point.name, kinds, f"{point.bytes:,}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(point.bytes for point in step.points):,}")
+    return table
+
+
+def build_chip(arch: Architecture, progress: Reporter) -> None:
+    """Build the RTL of ``arch``; callers do it before they train, so that a missing tool shows.
 
     Raises :class:`sim.toolchain.ToolError` when it cannot be built.
     """
     with progress.task(f"RTL of {arch.name}", None) as advance:
-        return RtlEngine(arch, progress=lambda note: advance(0, note))
+        Chip(arch, _PAGE, progress=lambda note: advance(0, note)).close()
 
 
-def cosim_gemms(
-    name: str, captured: Captured, engine: RtlEngine, progress: Reporter | None = None
+def cosim_step(
+    name: str, step: TrainingStep, images: Tensor, targets: Tensor, model: MemoryModel,
+    stop: Callable[[str], None] | None = None,
 ) -> Cosim:
-    """Run captured GEMMs on the RTL, as many at a time as there are processors.
-
-    Raises :class:`ValueError` if there is nothing to run: an empty check proves nothing.
-    """
-    progress = progress or Silent()
-    if not captured.gemms:
-        raise ValueError(f"{name}: the training step has no GEMM that the array can run")
-    arch = engine.architecture
+    """Run one step on both machines and compare."""
     start = time.perf_counter()
-    plans = [
-        (gemm, best_mapping(arch, GemmShape(gemm.a.shape[0], gemm.b.shape[1], gemm.a.shape[1],
-                                            gemm.pattern)))
-        for gemm in captured.gemms
-    ]
-    with (
-        progress.task(f"{name} on the RTL", len(plans)) as advance,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        running = [pool.submit(_check, gemm, mapping, engine) for gemm, mapping in plans]
-        checks = []
-        for done, future in enumerate(running, 1):
-            checks.append(future.result())
-            advance(done, checks[-1].gemm)
-    return Cosim(_summary(name, checks, time.perf_counter() - start), tuple(checks),
-                 captured.unsupported)
-
-
-def _summary(name: str, checks: list[GemmCheck], seconds: float) -> CosimResult:
-    return CosimResult(
-        workload=name,
-        gemms=len(checks),
-        elements=sum(check.mapping.shape.p * check.mapping.shape.q for check in checks),
-        mismatches=sum(check.mismatches for check in checks),
-        max_rel_error_vs_fp64=max(check.rtl_error for check in checks),
-        torch_rel_error_vs_fp64=max(check.torch_error for check in checks),
-        rtl_cycles=sum(check.rtl_cycles for check in checks),
-        model_cycles=sum(check.model_cycles for check in checks),
-        seconds=seconds,
+    golden = GoldenMachine(step)
+    golden.step(images, targets)
+    with RtlMachine(step, model) as rtl:
+        loss = rtl.step(images, targets, stop)
+        counters = rtl.chip.counters()
+        mismatches, words = differing_words(golden, rtl)
+        rtl_error, torch_error = (
+            max(errors) for errors in zip(*(_errors(layer, step, rtl) for layer in step.layers),
+                                          strict=True)
+        )
+    predicted = predict(step.program, step.architecture, model, step.bases)
+    gemms = sum(section.name.split()[-1] in ("FF", "BP", "WU") for section in step.sections)
+    result = CosimResult(
+        workload=name, gemms=gemms, elements=words, mismatches=mismatches,
+        max_rel_error_vs_fp64=rtl_error, torch_rel_error_vs_fp64=torch_error,
+        rtl_cycles=counters["cycles"], model_cycles=predicted.cycles,
+        seconds=time.perf_counter() - start,
     )
+    return Cosim(result, step, model, counters, loss)
+
+
+def _errors(layer: Layer, step: TrainingStep, machine: Machine) -> tuple[float, float]:
+    """Errors of the weight gradient in device memory and of PyTorch's for the same operands."""
+    node, image = layer.node, machine.image
+    x, dy = (from_device(image, table[value], value)
+             for table, value in ((step.values, node.input), (step.gradients, node.output)))
+    if x.dim() == 2:
+        x = x[:, :, None, None]
+    if dy.dim() == 2:
+        dy = dy[:, :, None, None]
+    operands = lowering.weight_update(x, dy, node.conv)
+    yardstick = Yardstick.of(operands.a.numpy(), operands.b.numpy())
+    got = layer.weight.gradient.load(image)
+    return (yardstick.error(np.asarray(got).reshape(yardstick.exact.shape)),
+            yardstick.error(operands.torch_c.contiguous().numpy()))
 
 
 def train(
@@ -191,17 +172,19 @@ def train(
 
 
 def cosim_trained(
-    workload: Workload, trained: Trained, engine: RtlEngine, size: str, seed: int = 0,
+    workload: Workload, trained: Trained, arch: Architecture, size: str, seed: int = 0,
     progress: Reporter | None = None,
 ) -> Cosim:
-    """One more training step of a trained model, on ``BATCH`` training examples, on the RTL."""
+    """One more training step of a trained model, on ``BATCH`` training examples, on the chip."""
     batch = workload.batch(size, BATCH, seed)
-    with reproducible(seed):
-        captured = capture(
-            trained.model,
-            lambda: workload.training_step(trained.model, batch, trained.loss_scale),
+    progress = progress or Silent()
+    with reproducible(seed), progress.task(f"{workload.name} on the RTL", None) as advance:
+        step = compile_step(
+            trained.model, batch.inputs, arch, optimiser=Sgd(_RATE, _MOMENTUM, _DECAY),
+            loss=workload.score_loss, loss_scale=trained.loss_scale,
         )
-    return cosim_gemms(workload.name, captured, engine, progress)
+        return cosim_step(workload.name, step, batch.inputs, batch.targets,
+                          MemoryModel.paper(arch), lambda name: advance(0, name))
 
 
 def cosim(
@@ -218,6 +201,6 @@ def cosim(
     pattern.require_hardware()
     method = "dense" if pattern.is_dense else "bdwp"
     workload.check_size(size, trained=True)
-    engine = build_engine(arch, progress)
+    build_chip(arch, progress)
     trained = train(workload, method, pattern, size, [seed], progress)[0]
-    return cosim_trained(workload, trained, engine, size, seed, progress)
+    return cosim_trained(workload, trained, arch, size, seed, progress)

@@ -79,17 +79,16 @@ class ResNet9Digits(Workload):
         chosen = torch.randperm(available, generator=generator)[:count]
         return Batch(train.inputs[chosen], train.targets[chosen])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def score_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy with label smoothing."""
-        scores = model(batch.inputs)
-        return F.cross_entropy(scores, batch.targets, label_smoothing=LABEL_SMOOTHING)
+        return F.cross_entropy(scores, targets, label_smoothing=LABEL_SMOOTHING)
 
     def claim(self, baseline: list[float], ours: list[float], speedup: float) -> Claim:
         """The paper's mean over its networks, 2:8: at most 0.56 points lost, 1.75x as fast."""
         dense, sparse = fmean(baseline), fmean(ours)
         return Claim(
-            text=f"at most {PAPER_LOSS} points of accuracy lost, the GEMMs of a training step at "
-                 f"least {PAPER_SPEEDUP}x as fast as dense",
+            text=f"at most {PAPER_LOSS} points of accuracy lost, a training step at least "
+                 f"{PAPER_SPEEDUP}x as fast as dense",
             baseline=dense,
             ours=sparse,
             holds=dense - sparse <= PAPER_LOSS and speedup >= PAPER_SPEEDUP,

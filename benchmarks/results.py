@@ -16,14 +16,16 @@ class CosimResult(BaseModel):
 
     workload: str = Field(description="Name of the workload.")
     gemms: int = Field(description="GEMMs of the training step, FF, BP and WU.")
-    elements: int = Field(description="Result elements compared between RTL and golden model.")
-    mismatches: int = Field(description="Elements whose bits differ.")
+    elements: int = Field(
+        description="32-bit words of device memory compared between RTL and golden model.")
+    mismatches: int = Field(description="Words that differ.")
     max_rel_error_vs_fp64: float = Field(
-        description="Largest error of the RTL against FP64, relative to |A||B|.")
+        description="Largest error of a weight gradient against FP64, relative to |A||B|.")
     torch_rel_error_vs_fp64: float = Field(
         description="Largest error of PyTorch's own kernels, measured the same way.")
-    rtl_cycles: int = Field(description="Compute cycles that the RTL counted, all GEMMs.")
-    model_cycles: int = Field(description="Compute cycles that the cycle model predicts.")
+    rtl_cycles: int = Field(
+        description="Cycles of the whole step that the RTL counted, memory and update included.")
+    model_cycles: int = Field(description="Cycles that the cycle model predicts.")
     seconds: float = Field(description="Wall time of the co-simulation.")
 
 

@@ -8,12 +8,11 @@ from statistics import fmean, stdev
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from benchmarks.cosim import Cosim, build_engine, cosim_trained, train
+from benchmarks.cosim import Cosim, build_chip, cosim_trained, train
 from benchmarks.progress import Reporter, Silent
 from benchmarks.registry import get_workload
 from benchmarks.results import BenchRow
-from benchmarks.workload import Trained, Workload
-from compiler.capture import Unsupported
+from benchmarks.workload import Trained
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
 
@@ -24,20 +23,14 @@ SEEDS = 5
 
 
 class BenchReport:
-    """Rows of a benchmark run, two a workload (dense, BDWP), and what the array did not get."""
+    """Rows of a benchmark run, two a workload: dense and BDWP."""
 
     def __init__(self) -> None:
         self.rows: list[BenchRow] = []
-        self.unsupported: dict[str, tuple[Unsupported, ...]] = {}
-
-    def add(self, workload: Workload, rows: Sequence[BenchRow], step: Cosim) -> None:
-        """Add the rows of one workload."""
-        self.rows += rows
-        self.unsupported[workload.name] = step.unsupported
 
     @property
     def mismatches(self) -> int:
-        """Elements, over all rows, in which RTL and golden model differ."""
+        """Memory words, over all rows, in which RTL and golden model differ."""
         return sum(row.mismatches for row in self.rows)
 
     def tables(self) -> list[RenderableType]:
@@ -69,10 +62,10 @@ class BenchReport:
         line("cycle model", *(f"{row.model_cycles:,}" for row in rows))
         line("speed-up over dense", *(f"{row.speedup:.2f}x" for row in rows))
         line("utilisation", *(f"{row.utilisation:.1%}" for row in rows))
-        line("elements compared", *(f"{row.elements:,}" for row in rows))
+        line("memory words compared", *(f"{row.elements:,}" for row in rows))
         line("mismatches", *(f"{row.mismatches:,}" for row in rows))
-        line("error against FP64: RTL", *(f"{row.max_rel_error_vs_fp64:.1e}" for row in rows))
-        line("error against FP64: PyTorch", *(f"{row.torch_rel_error_vs_fp64:.1e}" for row in rows))
+        for who, name in (("RTL", "max_rel_error_vs_fp64"), ("PyTorch", "torch_rel_error_vs_fp64")):
+            line(f"gradient error vs FP64: {who}", *(f"{getattr(row, name):.1e}" for row in rows))
         line("seconds", *(f"{row.seconds:.1f}" for row in rows))
         return table
 
@@ -108,23 +101,22 @@ def bench(
     for workload in workloads:
         workload.check_size(size, trained=True)
     pattern.require_hardware()
-    engine = build_engine(arch, progress)
+    build_chip(arch, progress)
     seeds = list(range(1 if quick else SEEDS))
     report = BenchReport()
     for workload in workloads:
         runs = {}
         for method in ("dense", "bdwp"):
             trained = train(workload, method, pattern, size, seeds, progress)
-            runs[method] = trained, cosim_trained(workload, trained[0], engine, size, 0, progress)
+            runs[method] = trained, cosim_trained(workload, trained[0], arch, size, 0, progress)
         dense, sparse = runs["dense"], runs["bdwp"]
         speedup = dense[1].result.rtl_cycles / sparse[1].result.rtl_cycles
         claim = workload.claim(_metrics(dense[0]), _metrics(sparse[0]), speedup)
-        rows = [
+        report.rows += [
             _row(*dense, size, arch, seeds).model_copy(update={"speedup": 1.0}),
             _row(*sparse, size, arch, seeds).model_copy(
                 update={"speedup": speedup, "claim": claim}),
         ]
-        report.add(workload, rows, sparse[1])
     return report
 
 

@@ -92,8 +92,12 @@ class Workload(ABC):
         """``count`` training examples, drawn by ``seed``, from the data that ``seed`` trains on."""
 
     @abstractmethod
+    def score_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The scalar that training minimises, unscaled, from the model's output."""
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The scalar that training minimises, unscaled."""
+        """:meth:`score_loss` of the model on a batch."""
+        return self.score_loss(model(batch.inputs), batch.targets)
 
     @abstractmethod
     def fit(

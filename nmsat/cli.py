@@ -18,7 +18,6 @@ from sim.toolchain import ToolError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compiler.capture import Unsupported
     from rtl.pattern import NmPattern
 
 __all__ = ["app", "main", "run"]
@@ -80,16 +79,10 @@ def _stdout() -> Console:
     return stdout()
 
 
-def _list_unsupported(console: Console, workload: str, items: Sequence[Unsupported]) -> None:
-    if items:
-        console.print(f"{workload}: not on the array, run on the host:", highlight=False)
-        for item in items:
-            console.print(f"  {item}", markup=False, highlight=False)
-
-
 def _require_agreement(mismatches: int) -> None:
     if mismatches:
-        print(f"nmsat: RTL and golden model differ in {mismatches} elements", file=sys.stderr)
+        print(f"nmsat: RTL and golden model differ in {mismatches} words of memory",
+              file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -224,7 +217,7 @@ def cosim(
     seed: SeedOption = "0",
     json: JsonOption = None,
 ) -> None:
-    """Run one whole training step on the RTL and check every element."""
+    """Run one whole training step on the RTL of the chip and compare all of its memory."""
     _choice("--size", size, _SIZES)
     start = _integer("--seed", seed, 0)
     chosen = _hardware_pattern(pattern)
@@ -240,7 +233,6 @@ def cosim(
         step = run_cosim(workload, pattern=chosen, arch=architecture, size=size, seed=start,
                          progress=terminal_reporter())
         console = _stdout()
-        _list_unsupported(console, workload, step.unsupported)
         console.print(step.table())
         if json_file is not None:
             outputs.text(json_file, step.result.model_dump_json(indent=2))
@@ -285,8 +277,6 @@ def bench(
         report = run_bench(list(WORKLOADS) if every else workloads or [], arch=architecture,
                            pattern=chosen, quick=quick, size=size, progress=terminal_reporter())
         console = _stdout()
-        for name, items in report.unsupported.items():
-            _list_unsupported(console, name, items)
         for table in report.tables():
             console.print(table)
         for file in json_files:
@@ -315,8 +305,8 @@ def rtl(
 
         with terminal_reporter().task(f"Verilog of {architecture.name}", None) as advance:
             find_yosys(lambda note: advance(0, note))
-            outputs.text(target, cached_verilog(architecture).rstrip("\n"))
-    print(f"{output}: top module stce, {architecture.rows} x {architecture.cols} USPEs")
+            outputs.text(target, cached_verilog(architecture, "sat").rstrip("\n"))
+    print(f"{output}: top module sat, {architecture.rows} x {architecture.cols} USPEs")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

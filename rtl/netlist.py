@@ -16,9 +16,7 @@ from amaranth.back import verilog as backend
 from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Value
 from amaranth.lib.wiring import Component, Flow
 
-from rtl.architecture import Architecture
-
-__all__ = ["Library", "place", "to_verilog", "verilog"]
+__all__ = ["Library", "place", "to_verilog"]
 
 
 # Memories start undefined: nothing reads a word before writing it, block RAM without initial
@@ -69,9 +67,3 @@ def to_verilog(component: Component, name: str) -> str:
     """Verilog-2001 text of any component of this package, top module ``name``."""
     return Library().convert(component, name)
 
-
-def verilog(architecture: Architecture) -> str:
-    """Verilog text of the whole engine for ``architecture``; the top module is ``stce``."""
-    from rtl.stce import Stce
-
-    return to_verilog(Stce(architecture), "stce")

@@ -196,7 +196,8 @@ class Interpreter:
         pattern = _pattern(decoded)
         form = ChunkFormat(pattern)
         turn = bool(decoded["turn"])
-        if ((turn or decoded["rows_first"]) and pattern != DENSE) or (turn and decoded["rows_first"]):
+        rows_first = bool(decoded["rows_first"])
+        if (pattern != DENSE and (turn or rows_first)) or (turn and rows_first):
             raise _Fault(ErrorCode.FIELD, "only plain dense rows may be read panels innermost")
         panel, tap, item = (
             np.arange(decoded[name], dtype=np.int64) for name in ("panels", "taps", "items")

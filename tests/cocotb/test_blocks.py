@@ -1,4 +1,4 @@
-"""Runs the cocotb benches: the USPE and the 4 x 4 engine under Verilator."""
+"""Runs the cocotb benches under Verilator: the USPE, the 4 x 4 engine, the whole 4 x 4 chip."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def test_uspe(tmp_path: Path) -> None:
 def test_stce(tmp_path: Path) -> None:
     """The whole engine through its pins: fill, stream with stalls, strobes, flags, results."""
     assert len(run(CocotbModel(cached_verilog(TINY), "stce"), "stce_bench", tmp_path)) == 5
+
+
+def test_chip(tmp_path: Path) -> None:
+    """The whole chip: cocotbext-axi is its host and its memory."""
+    assert len(run(CocotbModel(cached_verilog(TINY, "sat"), "sat"), "chip_bench", tmp_path)) == 6

@@ -84,8 +84,8 @@ def test_every_input_of_the_bus_is_free() -> None:
     control = Control(PRESETS["tiny"])
     control._MustUse__used = True
     members = control.signature.members["bus"].signature.members
-    inputs = {name for name in members if members[name].flow is Flow.Out}
-    assert inputs - set(BUS) == {"awprot", "arprot"}, "seen from the host these are outputs"
+    inputs = {name for name in members if members[name].flow is Flow.In}
+    assert inputs - set(BUS) == {"awprot", "arprot"}, "all but those that mean nothing here"
 
 
 def test_protocol() -> None:

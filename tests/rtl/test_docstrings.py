@@ -15,7 +15,7 @@ import rtl
 from rtl.architecture import PRESETS
 
 ARGUMENTS = {"architecture": PRESETS["tiny"], "stages": 4}
-"""What constructors may ask for."""
+"""What constructors may ask for; the rest has defaults."""
 
 _LINE = re.compile(
     r"(?P<names>\w+(?:, \w+)*): (?P<flows>(?:In|Out)\b(?:\(\d+\))?(?:, (?:In|Out)\b(?:\(\d+\))?)*)"
@@ -59,8 +59,11 @@ def _documented(kind: type[Component]) -> dict[str, tuple[str, str]]:
 
 
 def _create(kind: type[Component]) -> Component:
-    parameters = inspect.signature(kind).parameters
-    component = kind(**{name: ARGUMENTS[name] for name in parameters})
+    parameters = inspect.signature(kind).parameters.items()
+    component = kind(**{
+        name: ARGUMENTS[name] for name, parameter in parameters
+        if parameter.default is inspect.Parameter.empty
+    })
     # Amaranth warns of components that nobody elaborates; this one is only looked at.
     component._MustUse__used = True
     return component

@@ -168,6 +168,8 @@ def test_reductions(op: VectorOp, rng: Rng) -> None:
     bench.load(0)
     bench.load(5)
     bench.load(1, np.full((LINES, LANES), 1 << 31, np.uint32))
+    # Zeros of both signs are equal: what is held stays.
+    bench.load(2, rng.integers(0, 2, (LINES, LANES), np.uint32) << np.uint32(31))
     bench.settle()
     for period in range(1, LINES + 1):
         lines = int(rng.integers(1, LINES + 1))
@@ -180,8 +182,8 @@ def test_reductions(op: VectorOp, rng: Rng) -> None:
         bench.look(4, 5)
         bench.load(0)
     # Of -0 alone: +0, and for PEAK -0.
-    bench.run([vector(op, dest=6, a=1, period=4)])
-    bench.look(6, 0)
+    bench.run([vector(op, dest=6, a=1, period=4), vector(op, dest=7, a=2, period=16)])
+    bench.look(6, 7, 0)
     bench.check()
     expected = 0 if op is VectorOp.SUM else 1 << 31
     assert (bench.reference.registers[6, :4] == expected).all()
