@@ -286,6 +286,11 @@ class Interpreter:
         self._fits(decoded["line"] + count, LINES, "line")
         here = slice(decoded["line"], decoded["line"] + count)
         line, period = np.arange(count), decoded["period"]
+        if op in vector_math.REDUCTIONS and not period:
+            raise _Fault(ErrorCode.FIELD, "a reduction needs a period")
+        again = decoded["source"] == Source.VECTOR and decoded["b"] == decoded["dest"]
+        if op not in vector_math.REDUCTIONS and again and decoded["line"] < period:
+            raise _Fault(ErrorCode.FIELD, "b repeats lines that this instruction has written")
         if decoded["drain"]:
             column = line % decoded["run"]
             q = column[:, None] * LANES + np.arange(LANES)
@@ -297,8 +302,6 @@ class Interpreter:
             a = self.vectors[decoded["a"], here]
         target = self.vectors[decoded["dest"]]
         if op in vector_math.REDUCTIONS:
-            if not period:
-                raise _Fault(ErrorCode.FIELD, "a reduction needs a period")
             result = vector_math.reduce(op, a, target[:period] if decoded["keep"] else None, period)
             target[: len(result)] = result
         else:
