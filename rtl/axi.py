@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, Signature
 from rtl.architecture import Architecture
 from rtl.registers import ADDRESS_BITS
 
-__all__ = ["BOUNDARY", "INCR", "Response", "axi_lite", "axi_read", "axi_write"]
+__all__ = ["BOUNDARY", "INCR", "Response", "axi_lite", "axi_read", "axi_write", "read_client"]
 
 BOUNDARY = 4096
 """No burst crosses a multiple of so many bytes."""
@@ -58,4 +58,17 @@ def axi_lite() -> Signature:
         "bvalid": In(1), "bready": Out(1), "bresp": In(2),
         "arvalid": Out(1), "arready": In(1), "araddr": Out(ADDRESS_BITS), "arprot": Out(3),
         "rvalid": In(1), "rready": Out(1), "rdata": In(32), "rresp": In(2),
+    })
+
+
+def read_client(architecture: Architecture) -> Signature:
+    """Bursts from memory, seen from who asks for them.
+
+    ``ar_address`` is a byte address, a multiple of a beat; ``ar_length`` is beats less one;
+    ``r_error`` is RRESP.
+    """
+    return Signature({
+        "ar_valid": Out(1), "ar_ready": In(1), "ar_address": Out(64), "ar_length": Out(8),
+        "r_valid": In(1), "r_ready": Out(1), "r_data": In(8 * architecture.bus_bytes),
+        "r_error": In(2), "r_last": In(1),
     })

@@ -17,9 +17,10 @@ from amaranth.lib import data
 from amaranth.lib.wiring import Component, In, Out, connect, flipped
 
 from rtl.architecture import Architecture
+from rtl.axi import read_client
 from rtl.chunk import WORD_BYTES
 from rtl.decoder import Decoder
-from rtl.fetch import Fetch, FetchTiming, client_members
+from rtl.fetch import Fetch, FetchTiming
 from rtl.instruction import WORD_BITS, Unit
 from rtl.isa import END, HOST
 from rtl.issue import ENTRY, UNITS, IssueQueue
@@ -114,7 +115,7 @@ class Dispatch(Component):
                 "host": Out(1), "error": Out(ERROR_BITS), "error_at": Out(32), "point": Out(16),
                 "events": Out(DISPATCH_EVENTS),
                 **{name: Out(unit_port()) for name in _NAMES},
-                **client_members(architecture),
+                **read_client(architecture).members,
             }
         )
 
@@ -123,7 +124,7 @@ class Dispatch(Component):
         m.submodules.fetch = fetch = Fetch(self.architecture)
         m.d.comb += fetch.program.eq(self.program)
         m.d.comb += fetch.program.eq(self.program)
-        for name in client_members(self.architecture):
+        for name in read_client(self.architecture).members:
             inner, outer = getattr(fetch, name), getattr(self, name)
             inward = fetch.signature.members[name].flow is In
             m.d.comb += inner.eq(outer) if inward else outer.eq(inner)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib.wiring import Component, In, Member, Out
+from amaranth.lib.wiring import Component, In, Out
 
 from rtl.architecture import Architecture
-from rtl.axi import BOUNDARY
+from rtl.axi import BOUNDARY, read_client
 from rtl.instruction import WORD_BITS
 from rtl.queue import Queue
 
-__all__ = ["BURST", "DEPTH", "Fetch", "FetchTiming", "client_members"]
+__all__ = ["BURST", "DEPTH", "Fetch", "FetchTiming"]
 
 BURST = 8
 """Longest burst in beats. Bursts end at multiples of it, and so at every 4 KB."""
@@ -34,15 +34,6 @@ class FetchTiming:
     """From a beat on the bus to its first instruction, with the FIFO empty."""
     stop: int = 1
     """From ``stop`` to ``idle`` when no beat is outstanding."""
-
-
-def client_members(architecture: Architecture) -> dict[str, Member]:
-    """Ports of a client of the read bus, as this client sees them."""
-    return {
-        "ar_valid": Out(1), "ar_ready": In(1), "ar_address": Out(64), "ar_length": Out(8),
-        "r_valid": In(1), "r_ready": Out(1), "r_data": In(8 * architecture.bus_bytes),
-        "r_error": In(2), "r_last": In(1),
-    }
 
 
 class Fetch(Component):
@@ -75,7 +66,7 @@ class Fetch(Component):
             {
                 "start": In(1), "program": In(64), "stop": In(1), "idle": Out(1),
                 "word": Out(WORD_BITS), "failed": Out(1), "valid": Out(1), "ready": In(1),
-                **client_members(architecture),
+                **read_client(architecture).members,
             }
         )
 

@@ -231,7 +231,8 @@ PRUNE = Instruction(
     (
         Field("a", 4, "Vector register."), _LINE,
         Field("chunks", 3, "Chunks of 16 lines.", 1, 4),
-        Field("slot", 1, "Pack slot."), _N, Field("m_log2", 3, "log2 of M.", 1, 4),
+        Field("slot", 1, "Pack slot."), Field("n", 4, "N of the pattern.", 1, 8),
+        Field("m_log2", 3, "log2 of M.", 1, 4),
     ),
 )
 UPDATE_GUARD = Field("guard", 1, "Write nothing if the sticky non-finite flag is set.")
@@ -325,17 +326,15 @@ def assemble(line: str) -> int:
 
     Raises :class:`ParameterError` for an unknown mnemonic or field, or a value outside its rule.
     """
-    mnemonic, *parts = line.split()
+    mnemonic, *parts = line.split() or [""]
     values = {}
     for part in parts:
-        name, separator, text = part.partition("=")
+        name, _, text = part.partition("=")
         try:
             values[name] = int(text, 0)
         except ValueError:
             raise ParameterError(f"{mnemonic}.{name}", text or part,
                                  "must be NAME=NUMBER") from None
-        if not separator:
-            raise ParameterError(mnemonic, part, "must be NAME=NUMBER")
     return by_name(mnemonic).encode(**values)
 
 

@@ -16,13 +16,14 @@ from amaranth.lib.wiring import Component, In, Out, connect, flipped
 
 from rtl import isa
 from rtl.architecture import Architecture
+from rtl.axi import read_client
 from rtl.chunk import LANES, ChunkFormat
 from rtl.links import PACKED_WEIGHT
 from rtl.load_address import LoadAddress
 from rtl.load_decode import MARK, PLAN, LoadDecode
-from rtl.load_place import LoadPlace, row_steps
+from rtl.load_place import LoadPlace
 from rtl.pattern import NmPattern
-from rtl.read_dma import ReadDma, ReadDmaTiming, read_client
+from rtl.read_dma import ReadDma, ReadDmaTiming
 from rtl.units import BASE_ADDRESSES, MEMORY_WORD, fill_port, unit_port
 
 __all__ = ["LoadTiming", "LoadUnit"]
@@ -80,7 +81,7 @@ class LoadTiming:
             return self.words(load, shape)
         if load.instruction is isa.LOAD_V:
             return self.words(load, shape) + 1
-        steps = row_steps(self.architecture)
+        steps = self.architecture.line_steps
         if not self._chunks(load):
             return self._items(load) * steps
         chunk = self._format(load)
@@ -116,7 +117,7 @@ class LoadUnit(Component):
     port: In, :func:`rtl.units.unit_port`.
     bases: In, :data:`rtl.units.BASE_ADDRESSES`.
     ar_valid, ar_ready, ar_address, ar_length: Out, In, Out, Out, see
-      :func:`rtl.read_dma.read_client`.
+      :func:`rtl.axi.read_client`.
     r_valid, r_ready, r_data, r_error, r_last: In, Out, In, In, In.
     w2e_en: Out, one bit a row buffer.
     w2e_address: Out(16), word to write.
@@ -129,7 +130,6 @@ class LoadUnit(Component):
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
-        row_steps(architecture)  # raises
         super().__init__(
             {
                 "port": In(unit_port()),

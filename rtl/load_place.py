@@ -8,7 +8,6 @@ from amaranth.lib.wiring import Component, In, Out, connect, flipped
 
 from rtl.architecture import Architecture
 from rtl.chunk import LANES
-from rtl.errors import ParameterError
 from rtl.links import PACKED_WEIGHT
 from rtl.load_cursor import LoadCursor
 from rtl.load_decode import MARK, PLAN
@@ -17,21 +16,9 @@ from rtl.load_turn import LoadTurn
 from rtl.registers import ErrorCode
 from rtl.units import ERROR_BITS, MEMORY_WORD, fill_port
 
-__all__ = ["LoadPlace", "column_slices", "row_steps"]
+__all__ = ["LoadPlace", "column_slices"]
 
 _WEIGHTS = data.ArrayLayout(PACKED_WEIGHT, LANES)
-
-
-def row_steps(architecture: Architecture) -> int:
-    """Column tiles that a row of 16 columns goes to, one a cycle.
-
-    Raises :class:`rtl.errors.ParameterError` for an array whose columns do not fit words of 16.
-    """
-    cols = architecture.cols
-    if LANES % cols and cols % LANES:
-        nearest = min((1, 2, 4, 8, *range(16, 257, 16)), key=lambda legal: abs(legal - cols))
-        raise ParameterError("cols", cols, f"must divide {LANES} or be a multiple of it", nearest)
-    return max(1, LANES // cols)
 
 
 def column_slices(architecture: Architecture) -> int:
@@ -64,7 +51,7 @@ class LoadPlace(Component):
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
-        self._steps, self._slices = row_steps(architecture), column_slices(architecture)
+        self._steps, self._slices = architecture.line_steps, column_slices(architecture)
         super().__init__(
             {
                 "plan": In(PLAN),

@@ -7,8 +7,7 @@ from amaranth.lib import data
 from amaranth.lib.wiring import Component, In, Out
 
 from rtl.architecture import Architecture
-from rtl.axi import INCR, axi_read
-from rtl.read_dma import read_client
+from rtl.axi import INCR, axi_read, read_client
 
 __all__ = ["ReadArbiter"]
 
@@ -22,8 +21,8 @@ class ReadArbiter(Component):
 
     Members
     -------
-    program: In, :func:`rtl.read_dma.read_client` with ID 0, which has priority.
-    data: In, :func:`rtl.read_dma.read_client` with ID 1.
+    program: In, :func:`rtl.axi.read_client` with ID 0, which has priority.
+    data: In, :func:`rtl.axi.read_client` with ID 1.
     axi: Out, :func:`rtl.axi.axi_read`.
     """
 

@@ -12,33 +12,20 @@ from dataclasses import dataclass
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data
 from amaranth.lib.fifo import SyncFIFOBuffered
-from amaranth.lib.wiring import Component, In, Out, Signature
+from amaranth.lib.wiring import Component, In, Out
 
 from rtl.architecture import Architecture
-from rtl.axi import BOUNDARY
+from rtl.axi import BOUNDARY, read_client
 from rtl.chunk import WORD_BYTES
 from rtl.registers import ErrorCode
 from rtl.units import ERROR_BITS, MEMORY_WORD
 
-__all__ = ["WORD_ADDRESS", "ReadDma", "ReadDmaTiming", "read_client"]
+__all__ = ["WORD_ADDRESS", "ReadDma", "ReadDmaTiming"]
 
 _WORD_LOG2 = (WORD_BYTES - 1).bit_length()
 
 WORD_ADDRESS = 64 - _WORD_LOG2
 """Bits of the address of a word."""
-
-
-def read_client(architecture: Architecture) -> Signature:
-    """Bursts from memory, seen from who asks for them.
-
-    ``ar_address`` is a byte address, a multiple of a beat; ``ar_length`` is beats less one;
-    ``r_error`` is RRESP.
-    """
-    return Signature({
-        "ar_valid": Out(1), "ar_ready": In(1), "ar_address": Out(64), "ar_length": Out(8),
-        "r_valid": In(1), "r_ready": Out(1), "r_data": In(8 * architecture.bus_bytes),
-        "r_error": In(2), "r_last": In(1),
-    })
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ class ReadDma(Component):
     word_mark: Out, ``mark`` of its request.
     word_valid, word_ready: Out(1), In(1), of ``word``.
     error: Out(4), an :class:`rtl.registers.ErrorCode`, or 0.
-    ar_valid, ar_ready, ar_address, ar_length: Out, In, Out, Out, see :func:`read_client`.
+    ar_valid, ar_ready, ar_address, ar_length: Out, In, Out, Out, see :func:`rtl.axi.read_client`.
     r_valid, r_ready, r_data, r_error, r_last: In, Out, In, In, In.
     """
 

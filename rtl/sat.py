@@ -23,11 +23,9 @@ from amaranth.lib.wiring import Component, In, Member, Out, Signature, connect
 
 from rtl.architecture import Architecture
 from rtl.axi import axi_lite, axi_read, axi_write
-from rtl.chunk import LANES
 from rtl.compute import ComputeUnit
 from rtl.control import Control
 from rtl.dispatch import Dispatch
-from rtl.errors import ParameterError
 from rtl.load import LoadUnit
 from rtl.netlist import place
 from rtl.read_arbiter import ReadArbiter
@@ -52,7 +50,7 @@ class Sat(Component):
     A host writes the control registers (:mod:`rtl.registers`), starts a program
     (:mod:`rtl.isa`) and waits for the interrupt. Everything else goes through the memory port.
 
-    Raises :class:`ParameterError` unless the columns divide 16 or are a multiple of 16, so that
+    Raises :class:`rtl.errors.ParameterError` unless the columns divide 16 or are a multiple of 16:
     panels of 16 columns fall on whole column tiles.
 
     Members
@@ -81,10 +79,6 @@ class Sat(Component):
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        cols = architecture.cols
-        if LANES % cols and cols % LANES:
-            nearest = min((1, 2, 4, 8, *range(16, 257, 16)), key=lambda legal: abs(legal - cols))
-            raise ParameterError("cols", cols, "must divide 16 or be a multiple of it", nearest)
         self.architecture = architecture
         super().__init__(
             {

@@ -58,7 +58,7 @@ class VectorIssue(Component):
 
     def __init__(self, architecture: Architecture) -> None:
         self._timing = VectorTiming(architecture)
-        self._beats = max(1, LANES // architecture.cols)
+        self._beats = architecture.line_steps
         register, line = Out(range(VECTORS)), Out(range(LINES))
         super().__init__({
             "valid": In(1), "ready": Out(1), "word": In(WORD_BITS),

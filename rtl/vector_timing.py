@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from rtl.architecture import Architecture
 from rtl.chunk import LANES
 from rtl.error_codes import ErrorCode
-from rtl.errors import ParameterError
 from rtl.isa import LINES, PRUNE, VECTOR, Decoded, Source, VectorOp
 from rtl.pattern import NmPattern
 from rtl.sore import SoreTiming
@@ -32,7 +31,6 @@ class VectorTiming:
     * a reduction begins a round of ``period`` lines no sooner than ``depth`` cycles after the
       last round began.
 
-    Raises :class:`ParameterError` unless the columns divide a line or are a multiple of it.
     """
 
     architecture: Architecture
@@ -46,20 +44,13 @@ class VectorTiming:
     narrow: int = 1
     """From an operand to its FP16 word at SORE."""
 
-    def __post_init__(self) -> None:
-        cols = self.architecture.cols
-        if LANES % cols and cols % LANES:
-            legal = [c for c in range(1, 257) if not (LANES % c and c % LANES)]
-            nearest = min(legal, key=lambda c: abs(c - cols))
-            raise ParameterError("cols", cols, f"must divide {LANES} or be a multiple", nearest)
-
     def depth(self, op: int) -> int:
         """Cycles from the issue of a line to the first issue that can read its result."""
         return self.operand + LaneTiming().latency(VectorOp(op)) + self.write
 
     def beats(self, instruction: Decoded) -> int:
         """Cycles to issue a line: ``16 / C`` from the result buffers, but at least one."""
-        return max(1, LANES // self.architecture.cols) if instruction["drain"] else 1
+        return self.architecture.line_steps if instruction["drain"] else 1
 
     @staticmethod
     def refused(instruction: Decoded) -> ErrorCode:

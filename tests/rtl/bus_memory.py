@@ -16,7 +16,7 @@ class BusMemory:
 
     Parameters
     ----------
-    client: component with the ports of :func:`rtl.fetch.client_members`.
+    client: component with the ports of :func:`rtl.axi.read_client`.
     beat_bytes: bytes of a beat.
     words: memory, 32 bytes each, from byte address ``base`` on; elsewhere reads give DECERR.
     bad: numbers of words whose beats give SLVERR.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rtl.architecture import PRESETS, Architecture
 from rtl.errors import ParameterError, closest
+from rtl.sat import Sat
 
 
 def test_presets() -> None:
@@ -122,3 +123,24 @@ def test_error_is_one_line() -> None:
     """Without a suggestion the message ends with the rule."""
     assert str(ParameterError("K", 0, "must be at least 1")) == "K=0: must be at least 1"
     assert closest("zzz", ["tiny"]) is None
+
+
+@pytest.mark.parametrize(
+    ("cols", "steps"), [(1, 16), (2, 8), (4, 4), (8, 2), (16, 1), (32, 1), (256, 1)])
+def test_cycles_of_a_line(cols: int, steps: int) -> None:
+    assert Architecture.make(rows=4, cols=cols, block=16).line_steps == steps
+
+
+@pytest.mark.parametrize(("cols", "nearest"), [(3, 2), (12, 8), (24, 16), (15, 16)])
+def test_columns_that_no_chip_has(cols: int, nearest: int) -> None:
+    architecture = Architecture.make(rows=4, cols=cols, block=cols if cols < 17 else 12)
+    rule = "must divide 16 or be a multiple of it"
+    with pytest.raises(ParameterError, match=f"^cols={cols}: {rule}; .*: {nearest}$"):
+        Sat(architecture)
+
+
+@pytest.mark.parametrize(("width", "nearest"), [(48, 32), (96, 64), (100, 128)])
+def test_width_of_the_bus(width: int, nearest: int) -> None:
+    rule = "must be 32, 64 or 128"
+    with pytest.raises(ParameterError, match=f"^bus_bytes={width}: {rule}; .*: {nearest}$"):
+        Architecture.make(bus_bytes=width)

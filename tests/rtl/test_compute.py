@@ -196,7 +196,7 @@ def random_block(architecture: Architecture, rng: np.random.Generator, wild: flo
         block |= {"first": int(rng.integers(2)), "last": int(rng.integers(2)), "p_count": 1,
                   "q_count": 1}
     if rng.random() < wild:
-        name = str(rng.choice(["n", "m_log2", "interleave_rows", "p_count", "groups", "a_base",
+        name = str(rng.choice(["n", "m_log2", "interleave_rows", "groups", "a_base",
                                "b_base", "c_base", "a_stride", "b_stride", "c_stride", "last"]))
         rule = next(f for f in COMPUTE.fields if f.name == name)
         block[name] = int(rng.integers(rule.low, rule.top + 1))

@@ -16,8 +16,10 @@ from sim.engine import cached_verilog
 from sim.toolchain import find_verilator, find_yosys
 
 WAIVED = {
+    "CASEINCOMPLETE": "Amaranth assigns the default before a case, so nothing latches",
     "DECLFILENAME": "one file holds all modules",
     "PROCASSINIT": "a register has a power-up value and a reset: FPGAs have both",
+    "SYMRSVDWORD": "`interrupt` is the conventional name of the port, and reserved only in C++",
     "UNUSEDSIGNAL": "every field of a structured port is also a named wire, used or not",
     "WIDTHEXPAND": "Amaranth computes operands at their own width and leaves extension to Verilog",
     "WIDTHTRUNC": "Amaranth tests a vector against zero with !, and assigns the low bits of a sum",
@@ -33,6 +35,12 @@ ARCHITECTURES = {
     "tiny": PRESETS["tiny"],
     "grid": Architecture.make(name="grid", rows=8, cols=12, block=4, adder_stages=5),
     "flat": Architecture.make(name="flat", rows=1, cols=32, block=16, adder_stages=2),
+}
+
+CHIPS = {
+    "tiny": PRESETS["tiny"],
+    "odd": Architecture.make(name="odd", rows=3, cols=32, block=16, adder_stages=3, bus_bytes=128,
+                             w2e_words=100, n2s_words=512, out_words=512),
 }
 
 
@@ -81,18 +89,37 @@ def test_component_alone() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_lint(name: str, tmp_path: Path) -> None:
+def lint(text: str, top: str, folder: Path) -> None:
     """Verilator -Wall has nothing to say beyond the waived classes."""
     verilator = find_verilator()
-    (tmp_path / "stce.v").write_text(cached_verilog(ARCHITECTURES[name]))
+    (folder / f"{top}.v").write_text(text)
     done = subprocess.run(
-        [verilator.executable, "--lint-only", "-Wall", "-Wno-fatal", "--top-module", "stce",
-         *(f"-Wno-{warning}" for warning in WAIVED), tmp_path / "stce.v"],
+        [verilator.executable, "--lint-only", "-Wall", "-Wno-fatal", "--top-module", top,
+         *(f"-Wno-{warning}" for warning in WAIVED), folder / f"{top}.v"],
         env=verilator.environment(), capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_lint(name: str, tmp_path: Path) -> None:
+    """The engine at several sizes."""
+    lint(cached_verilog(ARCHITECTURES[name]), "stce", tmp_path)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_lint_of_the_chip(name: str, tmp_path: Path) -> None:
+    """The whole chip; each module is there once, and its ports have the names that tools know."""
+    text = cached_verilog(CHIPS[name], "sat")
+    modules = re.findall(r"^module \\?(\S+?) ?\(", text, re.M)
+    assert len(modules) == len(set(modules)) > 30
+    assert {"sat", "stce", "vector_lane", "uspe"} <= set(modules)
+    header = text.split("\nmodule sat(")[1].split(");")[0]
+    ports = set(re.split(r"[,\s]+", header.strip()))
+    assert {"clk", "rst", "interrupt", "m_axi_araddr", "m_axi_wlast"} <= ports
+    assert {"s_axi_control_wdata", "s_axi_control_bresp"} <= ports
+    lint(text, "sat", tmp_path)
 
 
 @pytest.mark.parametrize(
