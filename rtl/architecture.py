@@ -100,18 +100,22 @@ class Architecture(BaseModel):
         """Independent accumulations that share one USPE: exactly the adder's latency."""
         return self.adder_stages
 
-    @property
-    def line_steps(self) -> int:
-        """Cycles that a line of 16 columns takes through the ports of the columns: 16 / C, or 1.
+    def require_chip(self) -> Architecture:
+        """Return ``self`` if it can be a chip: C divides 16 or is a multiple of it.
 
-        Raises :class:`ParameterError` where 16 columns are no whole number of column tiles, and
-        the other way round: such an array cannot be part of a chip.
+        Raises :class:`ParameterError` otherwise: panels of 16 columns must fall on whole column
+        tiles.
         """
         if MAX_M % self.cols and self.cols % MAX_M:
             legal = (cols for cols in range(1, 257) if not (MAX_M % cols and cols % MAX_M))
             nearest = min(legal, key=lambda cols: abs(cols - self.cols))
             raise ParameterError("cols", self.cols,
                                  f"must divide {MAX_M} or be a multiple of it", nearest)
+        return self
+
+    @property
+    def line_steps(self) -> int:
+        """Cycles that a line of 16 columns takes through the ports of the columns."""
         return max(1, MAX_M // self.cols)
 
     @property

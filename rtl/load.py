@@ -129,7 +129,7 @@ class LoadUnit(Component):
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        self.architecture = architecture
+        self.architecture = architecture.require_chip()
         super().__init__(
             {
                 "port": In(unit_port()),

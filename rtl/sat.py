@@ -79,7 +79,7 @@ class Sat(Component):
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        self.architecture = architecture
+        self.architecture = architecture.require_chip()
         super().__init__(
             {
                 **_members("s_axi_control", axi_lite(), flip=True),

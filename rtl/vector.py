@@ -48,7 +48,7 @@ class VectorUnit(Component):
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        self._architecture = architecture
+        self._architecture = architecture.require_chip()
         super().__init__({
             "port": In(unit_port()),
             "scalars": In(SCALAR_VALUES),

@@ -133,7 +133,7 @@ def test_cycles_of_a_line(cols: int, steps: int) -> None:
 
 @pytest.mark.parametrize(("cols", "nearest"), [(3, 2), (12, 8), (24, 16), (15, 16)])
 def test_columns_that_no_chip_has(cols: int, nearest: int) -> None:
-    architecture = Architecture.make(rows=4, cols=cols, block=cols if cols < 17 else 12)
+    architecture = Architecture.make(rows=4, cols=cols, block=1)
     rule = "must divide 16 or be a multiple of it"
     with pytest.raises(ParameterError, match=f"^cols={cols}: {rule}; .*: {nearest}$"):
         Sat(architecture)

@@ -447,6 +447,6 @@ def test_cycles_of_prune(rng: Rng) -> None:
 
 def test_illegal_columns() -> None:
     """Columns that no line of 16 fits are refused with the nearest legal number."""
-    rule = "cols=12: must divide 16 or be a multiple; nearest legal value: 8"
+    rule = "cols=12: must divide 16 or be a multiple of it; nearest legal value: 8"
     with pytest.raises(ParameterError, match=f"^{re.escape(rule)}$"):
         VectorTiming(Architecture.make(cols=12, block=4))
