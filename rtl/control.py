@@ -116,16 +116,14 @@ class Control(Component):
     def _fixed(self) -> dict[str, Value]:
         """Registers that describe the chip."""
         architecture = self.architecture
-        buffers = (
-            min(architecture.w2e_words, (1 << 16) - 1) << 16
-            | (architecture.n2s_words.bit_length() - 1) << 8
-            | (architecture.out_words.bit_length() - 1)
-        )
         return {
+            "row_words": Const(architecture.w2e_words, 32),
+            "column_words": Const(architecture.n2s_words, 32),
+            "result_words": Const(architecture.out_words, 32),
             "identity": Const(IDENTITY, 32),
             "version": Const(VERSION, 32),
             "array": Const(architecture.cols << 16 | architecture.rows, 32),
-            "buffers": Const(buffers, 32),
+            "pipeline": Const(architecture.interleave << 16 | architecture.bus_bytes, 32),
         }
 
     def _special(self, m: Module) -> dict[str, Value]:

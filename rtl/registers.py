@@ -116,11 +116,14 @@ REGISTERS = (
     Register("status", 0x1C, "r", "See Status."),
     Register("error_at", 0x20, "r", "Number of the instruction, from 0, that caused the error; of "
              "the newest one dispatched if a bus error cannot be told apart."),
+    Register("row_words", 0x24, "r", "Words of 16 FP16 that a row buffer holds."),
+    Register("column_words", 0x28, "r", "Packed weights that a column buffer holds."),
+    Register("result_words", 0x2C, "r", "FP32 results that a result buffer holds."),
     Register("identity", 0x30, "r", "0x53415431, ASCII SAT1."),
     Register("version", 0x34, "r", "Version of the instruction set and of this map."),
     Register("array", 0x38, "r", "Rows (bits 15 to 0) and columns (31 to 16) of the array."),
-    Register("buffers", 0x3C, "r", "Words of a row buffer (bits 31 to 16); log2 of words of a "
-             "column buffer (15 to 8) and of a result buffer (7 to 0), rounded down."),
+    Register("pipeline", 0x3C, "r", "Bytes of a bus beat (bits 15 to 0) and interleaved sums of a "
+             "processing element (31 to 16)."),
     *(half for n in range(BASES)
       for half in _pair(f"base{n}", 0x40 + 8 * n, f"Base register {n}, a byte address")),
     *(Register(f"scalar{n}", 0x80 + 4 * n, "rw", f"Scalar register {n}, FP32 bits.")

@@ -55,7 +55,8 @@ def test_map(rng: np.random.Generator) -> None:
     """Every word of the page: what it reads after reset, or SLVERR, reading and writing."""
     fixed = {
         "control": int(IDLE), "identity": 0x53415431, "version": registers.VERSION,
-        "array": 6 << 16 | 3, "buffers": 2048 << 16 | 15 << 8 | 9,
+        "array": 6 << 16 | 3, "pipeline": 4 << 16 | 64,
+        "row_words": 2048, "column_words": 32768, "result_words": 1000,
     }
     architecture = Architecture.make(rows=3, cols=6, out_words=1000)
     by_offset = {register.offset: register.name for register in REGISTERS}

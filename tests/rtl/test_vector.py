@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -23,7 +22,6 @@ from vector_reference import (
 from rtl.architecture import Architecture
 from rtl.chunk import LANES, ChunkFormat
 from rtl.error_codes import ErrorCode
-from rtl.errors import ParameterError
 from rtl.fp import Adder, DivideRoot, Multiplier32
 from rtl.isa import LINES, VECTOR, VECTORS, Decoded, Source, VectorOp
 from rtl.pattern import HARDWARE_M, NmPattern
@@ -443,10 +441,3 @@ def test_cycles_of_prune(rng: Rng) -> None:
     assert TIMING.cycles(clear()) == 2
     bench.run([clear()])
     bench.check()
-
-
-def test_illegal_columns() -> None:
-    """Columns that no line of 16 fits are refused with the nearest legal number."""
-    rule = "cols=12: must divide 16 or be a multiple of it; nearest legal value: 8"
-    with pytest.raises(ParameterError, match=f"^{re.escape(rule)}$"):
-        VectorTiming(Architecture.make(cols=12, block=4))
