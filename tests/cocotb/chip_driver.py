@@ -25,6 +25,7 @@ ARCHITECTURE = PRESETS["tiny"]
 BEAT = ARCHITECTURE.bus_bytes
 NANOSECONDS = 2  # a cycle
 PATIENCE = 50_000  # cycles of a program
+ENABLED = Interrupt.DONE | Interrupt.HOST
 
 PAYLOADS = {
     "m_axi_ar": ("addr", "id", "len", "size", "burst"),
@@ -162,7 +163,7 @@ class Bench:
             value = np.float32(scalars[n] if n < len(scalars) else 0).view(np.uint32)
             await self.write(f"scalar{n}", int(value))
         await self.write("interrupt_global", 1)
-        await self.write("interrupt_enable", Interrupt.DONE | Interrupt.HOST)
+        await self.write("interrupt_enable", ENABLED)
         assert await self.read("control") & Control.IDLE
         await self.write("control", Control.START)
         return await self._wait()
@@ -179,7 +180,7 @@ class Bench:
     async def _wait(self) -> int | None:
         if not self.dut.interrupt.value:
             await with_timeout(RisingEdge(self.dut.interrupt), PATIENCE * NANOSECONDS, "ns")
-        pending = await self.read("interrupt_status")
+        pending = await self.read("interrupt_status") & ENABLED
         assert pending in (Interrupt.DONE, Interrupt.HOST)
         await self.write("interrupt_status", pending)
         assert not self.dut.interrupt.value

@@ -37,4 +37,4 @@ def test_stce(tmp_path: Path) -> None:
 
 def test_chip(tmp_path: Path) -> None:
     """The whole chip: cocotbext-axi is its host and its memory."""
-    assert len(run(CocotbModel(cached_verilog(TINY, "sat"), "sat"), "chip_bench", tmp_path)) == 6
+    assert len(run(CocotbModel(cached_verilog(TINY, "sat"), "sat"), "chip_bench", tmp_path)) == 7

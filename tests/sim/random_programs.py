@@ -27,8 +27,8 @@ __all__ = ["MEMORY_BYTES", "PROGRAM", "Program", "Waits", "generate"]
 
 Words = npt.NDArray[np.uint16]
 
-PROGRAM = 0x40
-"""Byte address of the program."""
+PROGRAM = 0x80
+"""Byte address of the program, a multiple of any beat."""
 _PACKED, _DATA, _RESULT, _CHUNKS, _DUMP = 0x0400, 0x0800, 0x1800, 0x2800, 0x3000
 """First words of the regions: program; packed weights; data; results of stores, which loads read
 again; packed chunks that the program makes; all vector registers at its end."""
@@ -252,8 +252,10 @@ class _Draw:
             p_count = min(p_count, architecture.rows * interleave)
             q_count = min(q_count, architecture.cols * (architecture.interleave // interleave))
         c_stride = p_count + rng.choice((0, 0, 5))
-        tiles = -(-q_count // architecture.cols)
-        c_base = rng.randint(0, architecture.out_words - tiles * c_stride)
+        spare = architecture.out_words - -(-q_count // architecture.cols) * c_stride
+        if spare < 0:
+            return []
+        c_base = rng.randint(0, spare)
         self.results += ((c_base, c_stride, p_count, q_count),)
         return [
             isa.COMPUTE.encode(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from random_programs import MEMORY_BYTES, PROGRAM, Program, Waits, generate
 
 from rtl import isa
-from rtl.architecture import PRESETS
+from rtl.architecture import PRESETS, Architecture
 from rtl.axi import Response
 from rtl.registers import COUNTERS, IDENTITY, REGISTERS, VERSION, Control, ErrorCode
 from sim.chip import Chip, Fault, MemoryModel
@@ -26,12 +26,15 @@ WORD = 32
 SOURCE, TARGET = 0x1_0000, 0x2_0000
 FIXED = MemoryModel.fixed()
 
-
-class Outcome(NamedTuple):
-    """What a run compared."""
-
-    points: int
-    differing: list[int]  # words of memory
+OTHERS = [
+    Architecture(
+        name="wide", rows=2, cols=16, block=16, bus_bytes=32, adder_stages=3, w2e_words=256,
+        n2s_words=1024, out_words=512, burst_beats=8, read_beats=16),
+    Architecture(
+        name="odd", rows=3, cols=2, bus_bytes=128, adder_stages=5, w2e_words=300, n2s_words=3000,
+        out_words=700, burst_beats=16, read_beats=64),
+]
+"""Few and many columns, every width of the bus beside the usual, small buffers."""
 
 
 class Pair:
@@ -39,8 +42,8 @@ class Pair:
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
-        self.interpreter = Interpreter(TINY, np.zeros(chip.memory.size, np.uint8))
-        self.golden = self.interpreter._words.reshape(-1).view(np.uint8)
+        self.golden = np.zeros(chip.memory.size, np.uint8)
+        self.interpreter = Interpreter(chip.architecture, self.golden)
 
     def run(self, program: Program) -> int:
         """From start to end; memory is compared at every host point. Returns their number."""
@@ -60,8 +63,9 @@ class Pair:
 
 
 @contextmanager
-def pair(model: MemoryModel) -> Iterator[Pair]:
-    with Chip(TINY, MEMORY_BYTES, model=model, patience=1 << 16) as chip:
+def pair(model: MemoryModel, architecture: Architecture = TINY) -> Iterator[Pair]:
+    """Both, with empty memories."""
+    with Chip(architecture, MEMORY_BYTES, model=model, patience=1 << 16) as chip:
         yield Pair(chip)
 
 
@@ -117,6 +121,16 @@ def test_random_programs_under_stalls(stalls: int) -> None:
             seed = secrets.randbits(32)
             print(f"generate({seed}, {waits})")
             machines.run(generate(TINY, seed, LENGTH, waits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OTHERS, ids=lambda architecture: architecture.name)
+def test_random_programs_on_other_architectures(architecture: Architecture) -> None:
+    for stalls in range(30):
+        with pair(MemoryModel.stalls(stalls) if stalls else FIXED, architecture) as machines:
+            seed, waits = secrets.randbits(32), list(Waits)[stalls % 3]
+            print(f"generate({seed}, {waits})")
+            machines.run(generate(architecture, seed, LENGTH, waits))
 
 
 def test_random_programs_have_everything() -> None:
