@@ -1,4 +1,7 @@
-"""Co-simulation: every GEMM of a real training step on the RTL, checked against the golden model.
+"""GEMM by GEMM: a real training step on the RTL of the array, checked against the golden model.
+
+Unlike the chip's programs (:mod:`benchmarks.cosim`) this runs the GEMMs of every training method,
+in both dataflows: ``python -m benchmarks.gemm_cosim --method sdgp``.
 
 The step is captured from PyTorch (:mod:`compiler.capture`), each GEMM is mapped with the fewest
 predicted cycles, run on the Verilated RTL, and compared bit for bit. What the array does not get
@@ -7,7 +10,9 @@ is listed first.
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,32 +21,22 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from benchmarks.progress import Reporter, Silent
+from algorithms import METHODS
+from benchmarks.console import one_line_errors, stdout
 from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
 from benchmarks.training import reproducible
-from benchmarks.workload import Trained, Workload
 from compiler.capture import Captured, Gemm, Unsupported, capture
 from compiler.gemm import run_mapping
 from compiler.mapping import GemmShape, Mapping, best_mapping
-from rtl.architecture import Architecture
+from rtl.architecture import PRESETS
 from rtl.pattern import NmPattern
 from sim import golden
 from sim.engine import RtlEngine
 
-__all__ = [
-    "BATCH",
-    "Cosim",
-    "GemmCheck",
-    "build_engine",
-    "cosim",
-    "cosim_gemms",
-    "cosim_trained",
-    "train",
-]
+__all__ = ["Cosim", "GemmCheck", "cosim_gemms"]
 
-BATCH = 16
-"""Examples in the training step that runs on the RTL."""
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -121,23 +116,11 @@ def _check(gemm: Gemm, mapping: Mapping, engine: RtlEngine) -> GemmCheck:
     )
 
 
-def build_engine(arch: Architecture, progress: Reporter) -> RtlEngine:
-    """The RTL of ``arch``; callers build it before they train, so that a missing tool shows first.
-
-    Raises :class:`sim.toolchain.ToolError` when it cannot be built.
-    """
-    with progress.task(f"RTL of {arch.name}", None) as advance:
-        return RtlEngine(arch, progress=lambda note: advance(0, note))
-
-
-def cosim_gemms(
-    name: str, captured: Captured, engine: RtlEngine, progress: Reporter | None = None
-) -> Cosim:
+def cosim_gemms(name: str, captured: Captured, engine: RtlEngine) -> Cosim:
     """Run captured GEMMs on the RTL, as many at a time as there are processors.
 
     Raises :class:`ValueError` if there is nothing to run: an empty check proves nothing.
     """
-    progress = progress or Silent()
     if not captured.gemms:
         raise ValueError(f"{name}: the training step has no GEMM that the array can run")
     arch = engine.architecture
@@ -147,15 +130,8 @@ def cosim_gemms(
                                             gemm.pattern)))
         for gemm in captured.gemms
     ]
-    with (
-        progress.task(f"{name} on the RTL", len(plans)) as advance,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        running = [pool.submit(_check, gemm, mapping, engine) for gemm, mapping in plans]
-        checks = []
-        for done, future in enumerate(running, 1):
-            checks.append(future.result())
-            advance(done, checks[-1].gemm)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checks = list(pool.map(lambda plan: _check(plan[0], plan[1], engine), plans))
     return Cosim(_summary(name, checks, time.perf_counter() - start), tuple(checks),
                  captured.unsupported)
 
@@ -174,50 +150,26 @@ def _summary(name: str, checks: list[GemmCheck], seconds: float) -> CosimResult:
     )
 
 
-def train(
-    workload: Workload, method: str, pattern: NmPattern, size: str, seeds: Sequence[int],
-    progress: Reporter,
-) -> list[Trained]:
-    """Train once a seed, with the workload's own recipe."""
-    trained = []
-    with progress.task(f"{workload.name}: training {method}", None) as advance:
-        for seed in seeds:
-
-            def epoch(done: int, epochs: int, loss: float, seed: int = seed) -> None:
-                advance(0, f"seed {seed}, epoch {done} of {epochs}, loss {loss:.3f}")
-
-            trained.append(workload.fit(method, pattern, seed=seed, size=size, progress=epoch))
-    return trained
-
-
-def cosim_trained(
-    workload: Workload, trained: Trained, engine: RtlEngine, size: str, seed: int = 0,
-    progress: Reporter | None = None,
-) -> Cosim:
-    """One more training step of a trained model, on ``BATCH`` training examples, on the RTL."""
-    batch = workload.batch(size, BATCH, seed)
-    with reproducible(seed):
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table for one method; status 1 if an element differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--method", default="sdgp", choices=sorted(METHODS), help="default: sdgp")
+    parser.add_argument("--pattern", default="2:8", help="N:M; default: 2:8")
+    options = parser.parse_args(argv)
+    workload, arch = get_workload("resnet9"), PRESETS["small"]
+    pattern = NmPattern.parse(options.pattern, "--pattern").require_hardware("--pattern")
+    trained = workload.fit(options.method, pattern, epochs=1, seed=0, size="tiny")
+    batch = workload.batch("tiny", _BATCH, 0)
+    with reproducible(0):
         captured = capture(
             trained.model,
             lambda: workload.training_step(trained.model, batch, trained.loss_scale),
         )
-    return cosim_gemms(workload.name, captured, engine, progress)
+    step = cosim_gemms(workload.name, captured, RtlEngine(arch))
+    stdout().print(*(f"not on the array: {item}" for item in step.unsupported), step.table())
+    return int(step.result.mismatches != 0)
 
 
-def cosim(
-    name: str, *, pattern: NmPattern, arch: Architecture, size: str = "tiny", seed: int = 0,
-    progress: Reporter | None = None,
-) -> Cosim:
-    """Train a workload (BDWP, or dense for the dense pattern), then one step on the RTL.
-
-    Raises :class:`rtl.errors.ParameterError` for an unknown workload or size or a pattern that
-    the array cannot run, :class:`sim.toolchain.ToolError` when the RTL cannot be built.
-    """
-    progress = progress or Silent()
-    workload = get_workload(name)
-    pattern.require_hardware()
-    method = "dense" if pattern.is_dense else "bdwp"
-    workload.check_size(size, trained=True)
-    engine = build_engine(arch, progress)
-    trained = train(workload, method, pattern, size, [seed], progress)[0]
-    return cosim_trained(workload, trained, engine, size, seed, progress)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,7 +19,7 @@ from rtl.queue import Queue
 __all__ = ["BURST", "DEPTH", "Fetch", "FetchTiming"]
 
 BURST = 8
-"""Longest burst in beats. Bursts end at multiples of it, and so at every 4 KB."""
+"""Longest burst in beats, where the architecture allows it."""
 DEPTH = 2 * BURST
 """Beats that fit the FIFO: one burst arrives while the other is worked off."""
 
@@ -96,11 +96,13 @@ class Fetch(Component):
         """Ask for bursts; returns the strobe of a new one, and its beats."""
         low = (self.architecture.bus_bytes - 1).bit_length()
         beat = Signal(64 - low)
-        within = (BURST - 1).bit_length()
-        beats = Signal(range(BURST + 1))
+        # A power of two, so that a burst that ends at its multiples never crosses 4 KB.
+        longest = 1 << (min(BURST, self.architecture.burst_beats).bit_length() - 1)
+        within = (longest - 1).bit_length()
+        beats = Signal(range(longest + 1))
         burst = Signal()
         m.d.comb += [
-            beats.eq(BURST - beat[:within]),
+            beats.eq(longest - beat[:within]),
             burst.eq(active & ~self.stop & ~self.ar_valid & (room >= beats)),
         ]
         with m.If(self.start):

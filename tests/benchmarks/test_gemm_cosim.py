@@ -6,7 +6,7 @@ from rich.console import Console
 from torch import nn
 
 from algorithms import sparsify
-from benchmarks.cosim import cosim_gemms
+from benchmarks.gemm_cosim import cosim_gemms
 from compiler.capture import Captured, capture
 from rtl.architecture import PRESETS
 from sim.engine import RtlEngine
