@@ -13,12 +13,13 @@ from compiler.machine import GoldenMachine
 from compiler.network import GemmNode, HostNode, trace
 from compiler.optimisers import AdamW, Optimiser, Sgd
 from compiler.races import find_races
-from compiler.tensors import PackedWeights
+from compiler.tensors import Image, PackedWeights
 from compiler.training_step import TrainingStep, compile_step
 from models.plain import PLAIN_SIZES, plain_net
 from models.resnet9 import RESNET9_SIZES, resnet9
 from rtl.architecture import PRESETS
 from rtl.errors import ParameterError
+from sim.interpreter import Interpreter
 
 TINY = PRESETS["tiny"]
 SCALE = 256.0
@@ -172,6 +173,24 @@ def test_nonfinite_gradients_update_nothing() -> None:
     assert machine.nonfinite
     assert machine.chip.traffic.stores_skipped > 0
     assert np.array_equal(machine.image.memory[:size], before)
+
+
+def test_programs_are_relocated_by_base_registers_alone() -> None:
+    """The same program with every region elsewhere computes the same words."""
+    images, labels = batch(3)
+    step = compiled(plain(), Sgd(0.1), images)
+    here = GoldenMachine(step)
+    here.step(images, one_hot(labels))
+    bases = [base + 3 * 4096 + 32 * n for n, base in enumerate(step.bases)]
+    image, moved = step.image(), np.zeros(step.memory_bytes + 5 * 4096, np.uint8)
+    sizes = [*step.bases[1:], step.program_at]
+    there = Image(moved, bases)
+    step.feed(image, here.runtime, images, one_hot(labels))
+    for old, end, new in zip(step.bases, sizes, bases, strict=True):
+        moved[new : new + end - old] = image.memory[old:end]
+    Interpreter(TINY, moved, bases, step.scalars(1)).start(step.program)
+    for name, array in step.parameters(there).items():
+        assert np.array_equal(array, step.parameters(here.image)[name]), name
 
 
 def test_first_layer_has_no_input_gradient() -> None:

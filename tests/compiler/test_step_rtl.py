@@ -16,6 +16,7 @@ from compiler.machine import GoldenMachine, RtlMachine, differing_words
 from compiler.optimisers import AdamW, Sgd
 from compiler.training_step import TrainingStep, compile_step
 from models.plain import PLAIN_SIZES, PlainNetConfig, plain_net
+from models.resnet9 import RESNET9_SIZES, resnet9
 from rtl.architecture import PRESETS
 from rtl.axi import Response
 from rtl.error_codes import ErrorCode
@@ -68,6 +69,25 @@ def test_three_steps_in_a_row() -> None:
             differing, words = differing_words(want, got)
             assert (differing, words > 50_000) == (0, True), f"step {n}"
             assert got.chip.counters()["host_cycles"] == 0
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.slow
+def test_resnet9_three_steps_in_a_row() -> None:
+    """Normalisation, pooling and loss at the host points of both machines; then the same memory."""
+    model = resnet9(RESNET9_SIZES["tiny"], 0)
+    sparsify(model, "bdwp", "2:8")
+    images = batch(8, 8)[0]
+    labels = torch.arange(8)
+    step = compile_step(model, images, TINY, optimiser=Sgd(0.02, 0.9, 1e-4),
+                        loss=F.cross_entropy, loss_scale=256.0)
+    want = GoldenMachine(step)
+    with RtlMachine(step, MemoryModel.paper(TINY)) as got:
+        losses = []
+        for n in range(3):
+            losses.append(got.step(images, labels))
+            assert losses[-1] == want.step(images, labels)
+            assert differing_words(want, got)[0] == 0, f"step {n}"
     assert losses[2] < losses[0]
 
 
