@@ -177,7 +177,8 @@ PRESETS: dict[str, Architecture] = {
     for preset in (
         Architecture(name="tiny", rows=4, cols=4),
         Architecture(name="small", rows=8, cols=8),
-        Architecture(name="paper", rows=32, cols=32),
+        # Half the depth of the default: with it the block RAM of the VU9P would be full.
+        Architecture(name="paper", rows=32, cols=32, n2s_words=16384, out_words=16384),
     )
 }
 """Named architectures: ``tiny`` for tests, ``small`` for a laptop, ``paper`` as the SAT paper."""

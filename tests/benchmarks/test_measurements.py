@@ -66,10 +66,12 @@ def test_resources_of_primitives() -> None:
 
 
 def test_the_components_counted_are_those_of_the_netlist() -> None:
-    """Every leaf that the Verilog instantiates, as often as it does."""
-    text = cached_verilog(TINY)
+    """Every part that the Verilog instantiates, as often as it does."""
+    text = cached_verilog(TINY, "sat")
     placed = re.findall(r"^  (\w+) (?:\\\S+ |\w+ )\(", text, re.M)
     counts = {name: placed.count(name) for name in placed}
+    for part in ("stce", "issue_queue", "narrow", "widen", "sore_lane", "vector_register"):
+        counts.pop(part, None)  # what holds others, or lies in one of them
     per_block = TINY.block_rows * TINY.block_cols
     assert counts.pop("uspe") == per_block
     blocks = counts.pop("block")
@@ -81,7 +83,7 @@ def test_the_components_counted_are_those_of_the_netlist() -> None:
 def test_the_engine_maps_to_the_fpga_as_meant(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One DSP a USPE, buffers in block RAM; ``paper`` fits its card, with no latch in it."""
+    """One DSP a USPE, buffers in block RAM; the ``paper`` chip fits its card, without a latch."""
     monkeypatch.setattr(resources, "cells", cache(resources.cells))
     text = cached_verilog(PRESETS["paper"])
     uspe = resources.cells(text, "uspe")

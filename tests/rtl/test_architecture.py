@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from rtl.architecture import PRESETS, Architecture
 from rtl.errors import ParameterError, closest
-from rtl.sat import Sat
 
 
 def test_presets() -> None:
@@ -136,7 +135,7 @@ def test_columns_that_no_chip_has(cols: int, nearest: int) -> None:
     architecture = Architecture.make(rows=4, cols=cols, block=1)
     rule = "must divide 16 or be a multiple of it"
     with pytest.raises(ParameterError, match=f"^cols={cols}: {rule}; .*: {nearest}$"):
-        Sat(architecture)
+        architecture.require_chip()
 
 
 @pytest.mark.parametrize(("width", "nearest"), [(48, 32), (96, 64), (100, 128)])

@@ -14,7 +14,8 @@
 //   7                         one cycle of ``clear``, then give out ``nonfinite``
 //
 // A run gives four words for each instruction: the cycles of valid & ready and of done, counted
-// from the first valid, the error, and ``nonfinite`` at done; then the cycles in which a fill waited.
+// from the first valid, the error, and ``nonfinite`` at done; then the cycles in which a fill
+// waited.
 // ``pace`` in 256ths is how often an instruction or a line of a fill pauses. Meanwhile the take
 // port reads at random in the registers of ``mask``, which must be as they were last given out.
 //
