@@ -16,7 +16,7 @@ from rtl.axi import BOUNDARY, read_client
 from rtl.instruction import WORD_BITS
 from rtl.queue import Queue
 
-__all__ = ["BURST", "DEPTH", "Fetch", "FetchTiming"]
+__all__ = ["BURST", "DEPTH", "Fetch", "FetchTiming", "longest_burst"]
 
 BURST = 8
 """Longest burst in beats, where the architecture allows it."""
@@ -34,6 +34,11 @@ class FetchTiming:
     """From a beat on the bus to its first instruction, with the FIFO empty."""
     stop: int = 1
     """From ``stop`` to ``idle`` when no beat is outstanding."""
+
+
+def longest_burst(architecture: Architecture) -> int:
+    """Beats of a burst: a power of two, so that one at its multiples never crosses 4 KB."""
+    return 1 << (min(BURST, architecture.burst_beats).bit_length() - 1)
 
 
 class Fetch(Component):
@@ -96,8 +101,7 @@ class Fetch(Component):
         """Ask for bursts; returns the strobe of a new one, and its beats."""
         low = (self.architecture.bus_bytes - 1).bit_length()
         beat = Signal(64 - low)
-        # A power of two, so that a burst that ends at its multiples never crosses 4 KB.
-        longest = 1 << (min(BURST, self.architecture.burst_beats).bit_length() - 1)
+        longest = longest_burst(self.architecture)
         within = (longest - 1).bit_length()
         beats = Signal(range(longest + 1))
         burst = Signal()

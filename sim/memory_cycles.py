@@ -1,0 +1,309 @@
+"""The device memory in the cycle model: when bursts are answered, without what is in them.
+
+What a :class:`sim.chip.MemoryModel` is to the cycle model:
+
+* Latency, bandwidth and outstanding bursts are taken as they are; the bandwidth is shared by reads
+  and writes in the order in which the model looks at them, not beat by beat.
+* Pauses (``stall``) and ``jitter`` are random. The model does not know the harness's numbers, so it
+  draws its own of the same distribution (:class:`DeviceMemory`, one sample), and
+  :func:`sim.chip_cycles.predict` takes the mean of some samples. Replacing pauses by their mean
+  would be too quick: where two units wait for each other, it is the later of two times that counts.
+* Reads of program and loads are answered in their order, also where ``seed`` lets the harness mix
+  them.
+
+Every quantity is a time in cycles from the start of the program.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from rtl.architecture import Architecture
+from rtl.write_dma import WriteTiming
+from sim.chip import MemoryModel
+
+__all__ = ["DeviceMemory", "ReadPort", "WritePort"]
+
+_PHASE = 64
+"""Longest phase of the harness's pauses; lengths are uniform from 1."""
+_ALWAYS = 0.95
+"""Share of paused cycles in the slow phases of the harness."""
+_PERIOD = 1 << 16
+"""Cycles after which sampled pauses repeat."""
+_BIN = 8
+"""Cycles whose bandwidth is accounted for together."""
+_LITTLE = 1e-6
+
+
+class _Pauses:
+    """A sample of the pauses of one channel, drawn as the harness draws them."""
+
+    def __init__(self, stall: float, rng: np.random.Generator) -> None:
+        self._drawn = 0
+        self._shut = 0.0
+        self._open: list[int] = []
+        if not stall:
+            return
+        lengths = rng.integers(1, _PHASE + 1, 4 * _PERIOD // _PHASE)
+        levels = rng.choice((0.0, stall, stall, _ALWAYS), len(lengths))
+        paused = rng.random(lengths.sum()) < np.repeat(levels, lengths)
+        opened = np.flatnonzero(~paused[:_PERIOD])
+        ends = np.append(opened, opened[0] + _PERIOD)
+        self._open = ends[np.searchsorted(opened, np.arange(_PERIOD))].tolist()
+        self._gaps: list[int] = (np.diff(ends) - 1).tolist()
+
+    def after(self, at: float, shut: float) -> float:
+        """The first cycle without a pause from ``at`` on, of a channel that pauses at any time.
+
+        Its phases stand still in the ``shut`` cycles before ``at``, in which it is not ready for
+        other reasons.
+        """
+        if not self._open:
+            return at
+        self._shut += shut
+        turn, place = divmod(math.ceil(at - self._shut), _PERIOD)
+        return turn * _PERIOD + self._open[place] + self._shut
+
+    def next(self) -> int:
+        """Cycles of the next pause, of a channel that pauses only when it has something to give."""
+        if not self._open:
+            return 0
+        self._drawn += 1
+        return self._gaps[self._drawn % len(self._gaps)]
+
+
+class _Bandwidth:
+    """The bytes a cycle that loads, program and writes share.
+
+    They do not come in order of time: who comes late may have half of what others have taken, who
+    then get as much behind all that is taken.
+    """
+
+    def __init__(self, cost: float) -> None:
+        self._cost = cost
+        self._used: dict[int, float] = {}
+        self._full: dict[int, int] = {}
+        self._own: dict[str, dict[int, float]] = {}
+        self._had: dict[str, dict[int, int]] = {}
+
+    def pay(self, client: str, at: float) -> float:
+        """When a beat is paid for, of which the first byte goes not before ``at``."""
+        own, had = self._own.setdefault(client, {}), self._had.setdefault(client, {})
+        left, end, displaced, number = self._cost, at, 0.0, 0
+        while left > _LITTLE:
+            number = _follow(had, int(at // _BIN))
+            start, stop = number * _BIN, (number + 1) * _BIN
+            at = max(at, start)
+            used, mine = self._used.get(number, 0.0), own.get(number, 0.0)
+            part = min(left, max(_BIN - used, _BIN / 2 - mine), stop - at)
+            own[number] = mine + part
+            displaced += max(0.0, used + part - _BIN)
+            self._use(number, min(part, _BIN - used))
+            if used + part > _BIN - _LITTLE and mine + part > _BIN / 2 - _LITTLE:
+                had[number] = number + 1
+            left -= part
+            end = max(at, start + min(used, _BIN - part)) + part
+            at = stop
+        while displaced > _LITTLE:
+            number = _follow(self._full, number)
+            part = min(displaced, _BIN - self._used.get(number, 0.0))
+            self._use(number, part)
+            displaced -= part
+        return end
+
+    def _use(self, number: int, part: float) -> None:
+        used = self._used[number] = self._used.get(number, 0.0) + part
+        if used > _BIN - _LITTLE:
+            self._full[number] = number + 1
+
+
+def _follow(later: dict[int, int], number: int) -> int:
+    """The first number from ``number`` on that is not in ``later``, which becomes shorter."""
+    found = number
+    while found in later:
+        found = later[found]
+    while number != found:
+        later[number], number = found, later[number]
+    return found
+
+
+class DeviceMemory:
+    """What reads and writes share: the model, and a sample of what is random in it.
+
+    cost: cycles of bandwidth that a beat takes; up to 1 the bus alone limits.
+    """
+
+    def __init__(self, model: MemoryModel, architecture: Architecture, sample: int = 0) -> None:
+        self.model = model
+        self.cost = architecture.bus_bytes / model.bandwidth if model.bandwidth else 0.0
+        self.bandwidth = _Bandwidth(self.cost)
+        self._rng = np.random.default_rng((model.seed, sample))
+        self._late: list[int] = []
+
+    def pauses(self) -> _Pauses:
+        """Of one channel."""
+        return _Pauses(self.model.stall, self._rng)
+
+    def latency(self, least: int) -> int:
+        """Of one access."""
+        if not self.model.jitter:
+            return least
+        if not self._late:
+            self._late = self._rng.integers(0, self.model.jitter + 1, 1024).tolist()
+        return least + self._late.pop()
+
+
+class ReadPort:
+    """The read channels, behind the arbiter of loads and program.
+
+    The bursts of each come in the order of time, but those of the program may come before those of
+    the loads that precede them: all are kept, and a late one is put where it belongs.
+    """
+
+    back = 1
+    """From a beat on the bus to its client: the arbiter's register."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self.beats = 0
+        self._addresses, self._data = memory.pauses(), memory.pauses()
+        # Bursts in the order of acceptance: when accepted, first beat, last beat, paid for.
+        self._times: list[float] = []
+        self._firsts: list[float] = []
+        self._lasts: list[float] = []
+        self._paid: list[float] = []
+        # Of the loads (False) and the program: the newest address, and from when on beats may come.
+        self._accepted = {False: 0.0, True: 0.0}
+        self._free = {False: 0.0, True: 0.0}
+
+    def burst(
+        self, sent: float, beats: int, program: bool = False
+    ) -> tuple[float, Sequence[float]]:
+        """A burst with ``ar_valid`` one cycle after ``sent``.
+
+        Returns when its client may send the next one, and when the beats are on the bus.
+        """
+        memory, limit = self._memory, self._memory.model.outstanding
+        times, lasts = self._times, self._lasts
+        through = max(sent + 1, self._accepted[program])
+        offered = opened = max(through + 1, self._accepted[program] + 1)
+        ahead = bisect_right(times, opened)
+        while ahead >= limit and lasts[ahead - limit] >= opened:
+            opened = lasts[ahead - limit] + 1
+            # What waits at the port goes first: all of the program, one burst of the loads.
+            waiting = bisect_right(times, opened) - ahead
+            if program:
+                ahead += min(waiting, 1)
+                opened = max(opened, lasts[ahead - limit] + 1)
+                break
+            ahead += waiting
+        accepted = self._addresses.after(opened, opened - offered)
+        ahead = max(ahead, bisect_left(times, accepted))
+        self._accepted[program] = accepted
+        at = max(accepted + memory.latency(memory.model.read_latency), self._free[program])
+        paid = 0.0
+        if ahead:
+            at, paid = max(at, lasts[ahead - 1] + 1), self._paid[ahead - 1]
+        found, paid = self._beats(at, paid, beats, "program" if program else "load")
+        self._free[program] = found[-1] + 1
+        for values, value in ((times, accepted), (self._firsts, found[0]), (lasts, found[-1]),
+                              (self._paid, paid)):
+            values.insert(ahead, value)
+        if program:
+            self._push_back(ahead)
+        self.beats += beats
+        return through, found
+
+    def _push_back(self, number: int) -> None:
+        """Loads behind burst ``number`` come later by as much as no gap between them absorbs."""
+        limit, latency = self._memory.model.outstanding, self._memory.model.read_latency
+        times, lasts = self._times, self._lasts
+        if number == len(times) - 1:
+            return
+        for later in range(number + 1, len(times)):
+            times[later] = max(times[later], times[later - 1] + 1)
+            if later >= limit:
+                times[later] = max(times[later], lasts[later - limit] + 1)
+            free = max(lasts[later - 1] + 1, self._paid[later - 1] - self._memory.cost)
+            shift = max(free, times[later] + latency) - self._firsts[later]
+            if shift > 0:
+                for values in (self._firsts, lasts, self._paid):
+                    values[later] += shift
+            elif later > number + limit:
+                return
+        self._free[False] = max(self._free[False], lasts[-1] + 1)
+
+    def _beats(
+        self, at: float, paid: float, beats: int, client: str
+    ) -> tuple[Sequence[float], float]:
+        """Cycles of the beats of a burst that may begin at ``at``, and until when it is paid."""
+        memory = self._memory
+        if memory.cost <= 1 and not memory.model.stall:
+            return range(int(at), int(at) + beats), 0.0
+        found = []
+        for _ in range(beats):
+            if memory.cost > 1:
+                paid = memory.bandwidth.pay(client, max(at, paid))
+                # Nothing is owed for a beat before it has passed, nor for the one before it.
+                at = max(at, paid - 2 * memory.cost + 1)
+            at += self._data.next()
+            paid = max(at, paid)
+            found.append(at)
+            at += 1
+        return found, paid
+
+
+class WritePort:
+    """The write channels, behind the write DMA's queues of bursts and beats.
+
+    answered: when the newest burst is answered.
+    """
+
+    def __init__(self, memory: DeviceMemory, timing: WriteTiming) -> None:
+        self._memory = memory
+        self.beats = 0
+        self._addresses, self._data, self._responses = (memory.pauses() for _ in range(3))
+        self._launched = deque([0.0] * timing.queued, maxlen=timing.queued)
+        self._sent = deque([0.0] * timing.beats, maxlen=timing.beats)
+        self._answers = deque([0.0] * timing.outstanding, maxlen=timing.outstanding)
+        self._accepted = self._free = self._paid = 0.0
+        self.answered = 0.0
+
+    def room(self, beats: int) -> float:
+        """When the last of ``beats`` more beats has room in the queue."""
+        return self._sent[min(beats, len(self._sent)) - 1] + 1
+
+    def burst(self, complete: float, beats: int) -> float:
+        """A burst that the next word, or the end, closes at ``complete``.
+
+        Returns when the word that follows may be taken.
+        """
+        memory, limit = self._memory, self._memory.model.outstanding
+        pushed = max(complete, self._launched[0] + 1)
+        launch = max(pushed + 1, self._answers[0] + 1, self._accepted)
+        self._launched.append(launch)
+        offered = opened = max(launch + 1, self._accepted + 1)
+        if limit <= len(self._answers):
+            opened = max(opened, self._answers[-limit] + 1)
+        self._accepted = self._addresses.after(opened, opened - offered)
+        at = max(launch + 1, self._free)
+        for _ in range(beats):
+            opened = at
+            if memory.cost > 1:
+                self._paid = memory.bandwidth.pay("write", max(at, self._paid))
+                opened = max(at, self._paid - 2 * memory.cost + 1)
+            at = self._data.after(opened, opened - at)
+            self._paid = max(at, self._paid)
+            self._sent.append(at)
+            at += 1
+        self._free = at
+        ready = max(self._accepted, at - 1) + memory.latency(memory.model.write_latency)
+        self.answered = max(ready, self.answered + 1) + self._responses.next()
+        self._answers.append(self.answered)
+        self.beats += beats
+        return pushed
