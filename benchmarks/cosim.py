@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Group
 from rich.table import Table
-from sim.chip_cycles import predict
 from torch import Tensor
 
 from benchmarks.progress import Reporter, Silent
@@ -31,12 +30,14 @@ from compiler.training_step import Layer, TrainingStep, compile_step
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
 from sim.chip import Chip, MemoryModel
+from sim.chip_cycles import predict
 from sim.golden import Yardstick
 
-__all__ = ["BATCH", "Cosim", "build_chip", "cosim", "cosim_step", "cosim_trained", "train"]
+__all__ = ["BATCH", "Cosim", "build_chip", "cosim", "cosim_step", "cosim_trained", "predicted_cycles",
+           "train"]
 
 BATCH = 16
-"""Examples in the training step that runs on the RTL."""
+"""Examples in the training step that runs on the RTL: few, for time's sake."""
 
 _RATE, _MOMENTUM, _DECAY = 0.01, 0.9, 5e-4
 _PAGE = 4096
@@ -185,6 +186,18 @@ def cosim_trained(
         )
         return cosim_step(workload.name, step, batch.inputs, batch.targets,
                           MemoryModel.paper(arch), lambda name: advance(0, name))
+
+
+def predicted_cycles(
+    workload: Workload, trained: Trained, arch: Architecture, size: str, batch: int
+) -> int:
+    """Cycles of a training step of ``batch`` examples, by the cycle model."""
+    model = MemoryModel.paper(arch)
+    step = compile_step(
+        trained.model, workload.batch(size, batch).inputs, arch, loss=workload.score_loss,
+        optimiser=Sgd(_RATE, _MOMENTUM, _DECAY), loss_scale=trained.loss_scale,
+    )
+    return predict(step.program, arch, model, step.bases).cycles
 
 
 def cosim(

@@ -38,4 +38,8 @@ class BenchRow(TrainResult, CosimResult):
     metric_values: list[float] = Field(description="The metric for each seed.")
     utilisation: float = Field(description="Executed MACs over R * C * rtl_cycles.")
     speedup: float = Field(description="RTL cycles of the dense baseline over this row's.")
+    train_batch: int = Field(description="Examples of a step in the workload's own recipe.")
+    train_batch_cycles: int = Field(description="Cycles of such a step, by the cycle model.")
+    train_batch_speedup: float = Field(
+        description="Dense baseline over this row for such steps, by the cycle model.")
     claim: Claim | None = Field(None, description="The workload's claim, on the row it is about.")

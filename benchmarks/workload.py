@@ -83,6 +83,9 @@ class Workload(ABC):
     trainable: ClassVar[tuple[str, ...]] = ("tiny", "small")
     """Sizes that can be trained here; the others are compiled and costed only."""
 
+    train_batch: ClassVar[int]
+    """Examples of a training step in the workload's own recipe."""
+
     @abstractmethod
     def model(self, size: str, seed: int) -> nn.Module:
         """A fresh dense model whose initial weights depend on ``seed`` alone."""
@@ -113,7 +116,8 @@ class Workload(ABC):
 
     @abstractmethod
     def claim(self, baseline: list[float], ours: list[float], speedup: float) -> Claim:
-        """The claim of the workload's paper for metrics of equal seeds and the RTL speed-up."""
+        """The claim of the workload's paper for metrics of equal seeds and the speed-up of a step
+        of ``train_batch`` examples."""
 
     def train(
         self,

@@ -30,7 +30,9 @@ from sim.unit_cycles import ComputeCycles, StoreCycles, VectorCycles
 __all__ = ["ChipCycles", "UnitCycles", "predict"]
 
 _FEWEST, _MOST = 4, 48
+"""Walks with other samples of a random memory, for a long and for a short program."""
 _SAMPLED = 2048
+"""Instructions of all walks together, between these: a long program has many pauses in itself."""
 
 _NAMES: dict[Unit, str] = {unit: unit.name.lower() for unit in UNITS}
 
@@ -70,7 +72,7 @@ class UnitCycles:
 
 @dataclass(frozen=True)
 class ChipCycles:
-    """What the chip's counters will show."""
+    """What the chip's counters will show; ``units`` by name (load, compute, vector, store)."""
 
     cycles: int
     units: dict[str, UnitCycles]
@@ -198,8 +200,8 @@ def predict(
 ) -> ChipCycles:
     """What the counters will show after ``program``, which is not wrong and skips no store.
 
-    For a memory that pauses or is late at random, see :mod:`sim.memory_cycles`, the mean of
-    ``SAMPLES`` walks with samples of its behaviour.
+    For a memory that pauses or is late at random it is the mean of some walks, each with another
+    sample of its behaviour, see :mod:`sim.memory_cycles`.
 
     Parameters
     ----------

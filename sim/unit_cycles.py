@@ -6,7 +6,7 @@ from collections import deque
 
 from rtl import isa
 from rtl.architecture import Architecture
-from rtl.chunk import WORD_BYTES
+from rtl.chunk import LANES, WORD_BYTES
 from rtl.compute import ComputeTiming
 from rtl.isa import Decoded
 from rtl.stce import StceTiming
@@ -17,10 +17,15 @@ from sim.memory_cycles import WritePort
 __all__ = ["ComputeCycles", "StoreCycles", "VectorCycles"]
 
 _MARKS = 4
+"""Instructions whose tiles are all in the array and that are not complete: no more are issued."""
 
 
 class ComputeCycles:
-    """Takes compute instructions in order."""
+    """Takes compute instructions in order: checker, issuer, and passes of the array.
+
+    Passes are taken to begin with the program; the hardware's run on, so that a tile may start up
+    to L - 1 cycles earlier or later.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         self._architecture = architecture
@@ -35,6 +40,7 @@ class ComputeCycles:
         self._config: tuple[int, int] | None = None
 
     def take(self, compute: Decoded, at: float, base: int) -> tuple[float, float]:
+        """Cycle in which it is taken, not before ``at``, and that of ``done``."""
         arch, sequencer = self._architecture, self._stce.sequencer
         pass_cycles = arch.interleave
         taken = max(at, self.ready)
@@ -88,6 +94,7 @@ class VectorCycles:
         self._before: Decoded | None = None
 
     def take(self, vector: Decoded, at: float, base: int) -> tuple[float, float]:
+        """Cycle in which it is taken, not before ``at``, and that of ``done``."""
         timing = self._timing
         taken = max(at, self.ready)
         if vector.instruction is isa.VECTOR:
@@ -102,12 +109,12 @@ class VectorCycles:
         self.ready = max(taken + 1, self._quiet)
         if vector.instruction is isa.PRUNE:
             self.ready += timing.prune(vector)
-            self.work += vector["chunks"] * 16
+            self.work += vector["chunks"] * LANES
         return taken, self.ready + 1
 
 
 class StoreCycles:
-    """Takes stores in order."""
+    """Takes stores in order, none of which is skipped; ``port`` takes its bursts."""
 
     def __init__(self, architecture: Architecture, port: WritePort) -> None:
         self._timing = StoreTiming(architecture)
@@ -117,6 +124,7 @@ class StoreCycles:
         self._kept = 0.0
 
     def take(self, store: Decoded, at: float, base: int) -> tuple[float, float]:
+        """Cycle in which it is taken, not before ``at``, and that of ``done``."""
         timing = self._timing
         taken = max(at, self.ready)
         addresses = timing.addresses(store, base // WORD_BYTES)
