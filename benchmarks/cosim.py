@@ -33,8 +33,10 @@ from sim.chip import Chip, MemoryModel
 from sim.chip_cycles import predict
 from sim.golden import Yardstick
 
-__all__ = ["BATCH", "Cosim", "build_chip", "cosim", "cosim_step", "cosim_trained", "predicted_cycles",
-           "train"]
+__all__ = [
+    "BATCH", "Cosim", "build_chip", "cosim", "cosim_step", "cosim_trained", "predicted_cycles",
+    "train",
+]
 
 BATCH = 16
 """Examples in the training step that runs on the RTL: few, for time's sake."""
