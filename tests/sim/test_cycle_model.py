@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from random_programs import MEMORY_BYTES, Waits, generate
+from random_programs import PROGRAM as RANDOM_AT
 
 from compiler.allocator import Region
 from compiler.chip_gemm import emit_forward
@@ -44,6 +46,7 @@ def small() -> Iterator[Chip]:
         yield chip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["dense", "2:8"])
 def test_gemm_on_a_larger_array(small: Chip, pattern: str) -> None:
     run = ChipRun(small.architecture)
@@ -114,6 +117,28 @@ def test_programs_without_compute_are_exact(
         counters["read_beats"], counters["write_beats"])
     for name in UNITS:
         assert model.units[name].busy == pytest.approx(counters[f"{name}_busy"], abs=8)
+
+
+@pytest.mark.parametrize("waits", Waits, ids=lambda waits: waits.name)
+def test_random_programs(waits: Waits) -> None:
+    """Every instruction, host points, turned and packed operands; those that skip no store."""
+    compared = 0
+    with Chip(TINY, MEMORY_BYTES, model=FIXED) as chip:
+        for seed in range(20):
+            program = generate(TINY, seed, 80, waits)
+            chip.memory[:] = program.memory
+            point = chip.start(RANDOM_AT, program.bases, program.scalars)
+            while point is not None:
+                point = chip.resume()
+            counters = chip.counters()
+            if not counters["stores_skipped"]:
+                model = predict(program.words, TINY, FIXED, program.bases, RANDOM_AT)
+                compared += 1
+                assert gap(model.cycles, counters["cycles"]) <= 0.01, seed
+                assert gap(model.read_beats, counters["read_beats"]) <= 0.01, seed
+                assert model.write_beats == counters["write_beats"], seed
+                assert model.macs == counters["macs"], seed
+    assert compared > 3
 
 
 def test_a_unit_says_what_bounds_it() -> None:
