@@ -177,21 +177,23 @@ class _Builder:
         if not isinstance(source, fx.Node):
             raise ParameterError(str(node.target), source, "must read an activation")
         read = self._chip_value(source)
-        last, residual, relu = node, None, False
-        user = _only_user(last)
+        fused, residual, relu = [node], None, False
+        user = _only_user(node)
         if user is not None and self._is(user, _ADD, None) and not user.kwargs:
-            other = next((arg for arg in user.args if arg is not last), None)
+            other = next((arg for arg in user.args if arg is not node), None)
             if isinstance(other, fx.Node) and other in self.values and (
-                    _shape(other) == _shape(last)):
-                residual, last = self.values[other], user
-                user = _only_user(last)
+                    _shape(other) == _shape(node)):
+                residual = self.values[other]
+                fused.append(user)
+                user = _only_user(user)
         if user is not None and self._is(user, _RELU, nn.ReLU):
-            relu, last = True, user
-        self.done |= {node, last} | ({last.args[0]} if isinstance(last.args[0], fx.Node) else set())
-        self.values[last] = _value(last)
+            relu = True
+            fused.append(user)
+        self.done.update(fused)
+        made = self.values[fused[-1]] = _value(fused[-1])
         self.nodes.append(GemmNode(
-            str(node.target), layer, _geometry(str(node.target), layer, read), read,
-            self.values[last], residual, relu,
+            str(node.target), layer, _geometry(str(node.target), layer, read), read, made,
+            residual, relu,
         ))
 
     def _close(self) -> None:

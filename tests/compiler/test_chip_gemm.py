@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import chip_reference as reference
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from compiler import chip_reference as reference
 from compiler.allocator import Region
 from compiler.builder import ProgramBuilder
 from compiler.chip_gemm import emit_backward, emit_forward, emit_weight_update

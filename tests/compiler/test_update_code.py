@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import chip_reference as reference
 import numpy as np
 import numpy.typing as npt
+import optimiser_reference
 import pytest
 import torch
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from compiler import chip_reference as reference
-from compiler import optimiser_reference
 from compiler.allocator import Region
 from compiler.chip_run import ChipRun
 from compiler.loss_code import emit_bias_gradient, emit_squared_error
