@@ -6,6 +6,7 @@ memories must be equal word for word.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,7 @@ from sim.interpreter import Interpreter
 __all__ = ["GoldenMachine", "Machine", "RtlMachine", "differing_words"]
 
 
-class Machine:
+class Machine(ABC):
     """Device memory, a host for the host points, and steps one after the other."""
 
     def __init__(self, step: TrainingStep, image: Image) -> None:
@@ -48,15 +49,17 @@ class Machine:
         return self.compiled.mean_loss(self.image, self.runtime)
 
     @property
+    @abstractmethod
     def nonfinite(self) -> bool:
         """Some gradient of the last step was Inf or NaN, so that it updated nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self, scalars: list[float]) -> int | None:
-        raise NotImplementedError
+        """Run the program; returns the host point that it stops at, or None at its end."""
 
+    @abstractmethod
     def _resume(self) -> int | None:
-        raise NotImplementedError
+        """Go on after a host point; returns as :meth:`_start`."""
 
 
 class GoldenMachine(Machine):

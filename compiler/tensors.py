@@ -7,6 +7,7 @@ Channels are padded with zeros to whole words of 16 (:mod:`rtl.chunk`). A tensor
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,15 +60,15 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
+class Tensor(ABC):
     """What all tensors have: a size in words and a place."""
 
     at: Place | None = None
 
     @property
+    @abstractmethod
     def words(self) -> int:
         """Words in memory."""
-        raise NotImplementedError
 
     @property
     def place(self) -> Place:
