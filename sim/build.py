@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,7 +32,9 @@ __all__ = ["build_model", "content_key", "run_model"]
 _VERILATOR = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal",
               "-Wno-lint", "-Wno-style")
 # The cache is this machine's own, so its own instruction set may be used.
-_CXXFLAGS = ("-O2", "-march=native")
+_CXXFLAGS = ("-march=native",)
+# Every cycle runs what Verilator calls fast; start-up and the run-time library are not worth it.
+_MAKEFLAGS = "OPT_FAST=-O3 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
 
 
 def content_key(*parts: object) -> str:
@@ -52,6 +55,23 @@ def _compiler() -> str:
     return run_tool([find_cxx(), "--version"], "the C++ compiler").splitlines()[0] + march
 
 
+def _sharing(verilog: str) -> list[str]:
+    """Verilator's configuration that gives all instances of a module the same C++ functions.
+
+    It merges functions that are equal but for the instance. So such a module must stay one, and
+    read its inputs as its own variables (``public``) instead of as the parent's expressions.
+    """
+    lines = []
+    for name, body in re.findall(r"^module (\w+)\b(.*?)^endmodule", verilog, re.M | re.S):
+        if len(re.findall(rf"^ +{name} \S+ *\(", verilog, re.M)) < 2:
+            continue
+        lines.append(f'no_inline -module "{name}"')
+        for port in re.findall(r"\binput (?:\[\S+\] )?(\w+)", body):
+            if port not in ("clk", "rst"):
+                lines.append(f'public_flat_rd -module "{name}" -var "{port}"')
+    return lines
+
+
 def build_model(
     verilog: str,
     top: str,
@@ -59,7 +79,6 @@ def build_model(
     *,
     headers: Sequence[Path] = (),
     defines: Sequence[str] = (),
-    block: str | None = None,
     trace: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -69,19 +88,20 @@ def build_model(
     ----------
     headers: files that the harness includes, from any folder.
     defines: preprocessor definitions for the harness, ``NAME=VALUE``.
-    block: a module that Verilator compiles separately and once (a hierarchical block).
     trace: include FST waveforms; needs the headers of zlib and lz4.
     progress: told in a few words what is being built, only if a build is needed.
 
     Raises :class:`ToolError` for a missing tool or a failed build, with the tool's last lines.
     """
     verilator = find_verilator()
+    sharing = _sharing(verilog)
+    # The data-flow optimiser's helper variables have another name in every instance.
     options = [*_VERILATOR, "--top-module", top, *(["--trace-fst"] if trace else []),
-               *(["--hierarchical"] if block else [])]
+               *(["-fno-dfg"] if sharing else [])]
     flags = " ".join([*_CXXFLAGS, *(f"-D{define}" for define in defines)])
     files = [harness, *headers]
-    key = content_key(verilog, *(file.read_bytes() for file in files), options, flags, block,
-                      verilator.version, verilator.source, _compiler())
+    key = content_key(verilog, *(file.read_bytes() for file in files), options, flags,
+                      _MAKEFLAGS, sharing, verilator.version, verilator.source, _compiler())
     models = cache_dir() / "models"
     models.mkdir(exist_ok=True)
     executable = models / key / f"V{top}"
@@ -101,16 +121,12 @@ def build_model(
             (scratch / f"{top}.v").write_text(verilog)
             for file in files:
                 (scratch / file.name).write_bytes(file.read_bytes())
-            sources = [f"{top}.v", harness.name]
-            if block:
-                (scratch / "blocks.vlt").write_text(
-                    f'`verilator_config\nhier_block -module "{block}"\n'
-                )
-                sources.insert(0, "blocks.vlt")
+            (scratch / "sharing.vlt").write_text("\n".join(["`verilator_config", *sharing, ""]))
             jobs = str(len(os.sched_getaffinity(0)))
             run_tool(
                 [verilator.executable, "--cc", "--exe", "--build", "-j", jobs, "--Mdir", "obj",
-                 *options, "-CFLAGS", flags, "-MAKEFLAGS", "OPT_FAST=-O2", *sources],
+                 *options, "-CFLAGS", flags, "-MAKEFLAGS", _MAKEFLAGS, "sharing.vlt",
+                 f"{top}.v", harness.name],
                 f"building the Verilator model of {top}",
                 cwd=scratch, environment=verilator.environment(),
             )

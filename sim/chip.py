@@ -28,7 +28,7 @@ from rtl.errors import ParameterError
 from rtl.isa import BASES, SCALARS
 from rtl.registers import COUNTERS, Control, ErrorCode, Interrupt, Status, offset_of
 from sim.build import build_model
-from sim.engine import FLAT_PES, cached_verilog
+from sim.engine import cached_verilog
 from sim.interpreter import ProgramError
 from sim.toolchain import ToolError
 
@@ -145,7 +145,6 @@ class Chip:
             headers=[here.with_name("chip_memory.h")],
             defines=[f"BUS_BYTES={architecture.bus_bytes}",
                      f"BURST_BEATS={architecture.burst_beats}"],
-            block="block" if architecture.pes > FLAT_PES else None,
             trace=trace is not None, progress=progress,
         )
         with tempfile.NamedTemporaryFile(prefix="nmsat-") as file:

@@ -22,11 +22,7 @@ from sim.build import build_model, content_key, run_model
 from sim.toolchain import cache_dir, find_yosys
 from sim.worklist import WorkList
 
-__all__ = ["FLAT_PES", "EngineRun", "RtlEngine", "cached_verilog"]
-
-FLAT_PES = 64
-"""Above this many USPEs a block of the array is compiled once and instantiated: a flat model of
-the 32 x 32 array would take far longer to build and overflow the instruction cache."""
+__all__ = ["EngineRun", "RtlEngine", "cached_verilog"]
 
 
 def cached_verilog(architecture: Architecture, top: Literal["stce", "sat"] = "stce") -> str:
@@ -99,7 +95,6 @@ class RtlEngine:
         self._executable = build_model(
             cached_verilog(architecture), "stce", Path(__file__).with_name("harness.cpp"),
             defines=[f"{name}={value}" for name, value in defines.items()],
-            block="block" if architecture.pes > FLAT_PES else None,
             trace=trace is not None, progress=progress,
         )
 

@@ -102,7 +102,6 @@ class VectorModel:
         return cls(build_model(
             verilog, "vector", Path(__file__).with_name("vector_harness.cpp"),
             defines=[f"COLS={architecture.cols}", f"OUT_WORDS={architecture.out_words}"],
-            block="vector_lane",
         ))
 
     def play(

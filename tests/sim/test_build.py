@@ -3,12 +3,13 @@
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sim import build
 from sim.build import build_model, content_key, run_model
-from sim.toolchain import ToolError, missing_trace_headers
+from sim.toolchain import ToolError, missing_trace_headers, run_tool
 
 LEAF = """
 module leaf(input clk, output reg [7:0] count);
@@ -91,9 +92,31 @@ def test_a_harness_may_stand_under_a_path_with_a_space(harness: Path, tmp_path: 
     assert lines(build_model(LEAF + TOP, "top", moved, defines=["CYCLES=4"])) == ["sum 8", "done"]
 
 
-def test_a_hierarchical_model_counts_the_same(harness: Path) -> None:
-    model = build_model(LEAF + TOP, "top", harness, defines=["CYCLES=7"], block="leaf")
-    assert lines(model) == ["sum 14", "done"]
+def test_instances_share_their_code(harness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and each with its own inputs."""
+    leaf = LEAF.replace("input clk,", "input clk, input [7:0] step,").replace("+ 1", "+ step")
+    sizes = []
+
+    def look(command: list[str | Path], what: str, *, cwd: Path, **options: Any) -> str:
+        printed = run_tool(command, what, cwd=cwd, **options)
+        sizes.append(len(" ".join(path.read_text() for path in (cwd / "obj").glob("*leaf__0.cpp"))))
+        return printed
+
+    build._compiler()
+    monkeypatch.setattr(build, "run_tool", look)
+    for count in (2, 20):
+        parts = range(count)
+        top = "\n".join([
+            "module top(input clk, output [7:0] sum);",
+            *(f"  wire [7:0] s{n};\n  leaf l{n} (.clk(clk), .step(8'd{n}), .count(s{n}));"
+              for n in parts),
+            f"  assign sum = {' + '.join(f's{n}' for n in parts)};",
+            "endmodule",
+        ])
+        model = build_model(leaf + top, "top", harness, defines=["CYCLES=3"])
+        assert lines(model) == [f"sum {3 * sum(parts) % 256}", "done"]
+    few, many = sizes
+    assert 0 < many < 2 * few
 
 
 def test_a_failing_model_passes_its_message_on(harness: Path) -> None:
