@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from algorithms import NmLayer
 from compiler import lowering
-from compiler.lowering import Conv, Operands
+from compiler.ir import Conv
+from compiler.lowering import Operands
 from rtl.pattern import DENSE, NmPattern
 
 __all__ = ["Captured", "Gemm", "Stage", "Unsupported", "capture"]

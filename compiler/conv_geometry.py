@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compiler.lowering import Conv
+from compiler.ir import Conv
 from compiler.tensors import Activation, padded, words_of
 from rtl.errors import ParameterError
 

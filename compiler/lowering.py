@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from compiler.ir import Conv
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["Conv", "Operands", "backward", "conv_of", "forward", "weight_update"]
+__all__ = ["Operands", "backward", "conv_of", "forward", "weight_update"]
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,6 @@ class Operands:
     torch_c: Tensor
     part: str = ""
     padded_channels: int = 0
-
-
-@dataclass(frozen=True)
-class Conv:
-    """Geometry of one convolution group; ``padding`` is left, right, top, bottom, zeros.
-
-    A linear layer is the convolution of a 1 x 1 image by a 1 x 1 kernel.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
 
 
 def conv_of(layer: nn.Conv2d) -> Conv:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from compiler.lowering import Conv, conv_of
+from compiler.ir import Conv
+from compiler.lowering import conv_of
 from rtl.errors import ParameterError
 
 __all__ = ["GemmNode", "HostNode", "Network", "Value", "trace"]

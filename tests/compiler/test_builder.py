@@ -12,8 +12,8 @@ from compiler.chip_gemm import emit_backward, emit_forward, emit_weight_update
 from compiler.chip_run import ChipRun
 from compiler.conv_geometry import ConvGeometry
 from compiler.footprint import Resource
+from compiler.ir import Conv
 from compiler.loss_code import emit_bias_gradient, emit_squared_error
-from compiler.lowering import Conv
 from compiler.races import Race, find_races
 from compiler.tensors import Matrix, PackedWeights, Vector
 from compiler.update_code import Parameter, emit_adamw, emit_sgd

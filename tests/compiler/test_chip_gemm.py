@@ -16,7 +16,7 @@ from compiler.builder import ProgramBuilder
 from compiler.chip_gemm import emit_backward, emit_forward, emit_weight_update
 from compiler.chip_run import ChipRun
 from compiler.conv_geometry import ConvGeometry
-from compiler.lowering import Conv
+from compiler.ir import Conv
 from compiler.tensors import Matrix, PackedWeights, Vector, gradient_group, words_of
 from rtl.architecture import PRESETS, Architecture
 from rtl.errors import ParameterError

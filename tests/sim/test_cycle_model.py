@@ -16,7 +16,7 @@ from compiler.allocator import Region
 from compiler.chip_gemm import emit_forward
 from compiler.chip_run import ChipRun
 from compiler.conv_geometry import ConvGeometry
-from compiler.lowering import Conv
+from compiler.ir import Conv
 from compiler.tensors import Matrix, PackedWeights
 from rtl import isa
 from rtl.architecture import PRESETS
