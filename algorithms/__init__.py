@@ -5,7 +5,7 @@ from algorithms.masks import apply_mask, nm_mask
 from algorithms.methods import METHODS, Method, get_method
 from algorithms.plan import STAGES, LayerPlan, PassPlan
 from algorithms.report import LayerReport, SparsityReport
-from algorithms.swap import decay_pruned, sparse_layers, sparsify, unsparsify
+from algorithms.swap import decay_pruned, plan_model, sparse_layers, sparsify, unsparsify
 
 __all__ = [
     "METHODS",
@@ -22,6 +22,7 @@ __all__ = [
     "decay_pruned",
     "get_method",
     "nm_mask",
+    "plan_model",
     "sparse_layers",
     "sparsify",
     "unsparsify",

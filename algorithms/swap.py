@@ -17,7 +17,7 @@ from algorithms.report import LayerReport, SparsityReport
 from rtl.errors import ParameterError, closest
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["Rules", "decay_pruned", "sparse_layers", "sparsify", "unsparsify"]
+__all__ = ["Rules", "decay_pruned", "plan_model", "sparse_layers", "sparsify", "unsparsify"]
 
 Rules = Mapping[str | type[nn.Module], str | NmPattern]
 """Layer selector (glob on the dotted name, or a class) to pattern; the last match wins."""
@@ -57,6 +57,23 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise ParameterError("model", type(model).__name__, "must be a torch.nn.Module")
+    report = plan_model(model, method, pattern, rules)
+    for layer in report.layers:
+        if layer.plan is not None:
+            module = model.get_submodule(layer.name)
+            if not isinstance(module, NmLayer):
+                _become(module, _SWAPS[type(module)])
+            cast(NmLayer, module).adopt(layer.plan)
+    return report
+
+
+def plan_model(
+    model: nn.Module,
+    method: str = "bdwp",
+    pattern: str | NmPattern = "2:8",
+    rules: Rules | None = None,
+) -> SparsityReport:
+    """What :func:`sparsify` would do with the same arguments; the model is not touched."""
     chosen = get_method(method)
     default = _as_pattern(pattern, "pattern")
     layers = {name: module for name, module in model.named_modules()
@@ -75,12 +92,6 @@ def sparsify(
         plan = None if reason else _plan(module, chosen, *choices[name])
         kind = _ORIGINALS.get(type(module), type(module)).__name__
         reports.append(LayerReport(name, kind, tuple(module.weight.shape), plan, reason))
-    for report in reports:
-        if report.plan is not None:
-            module = layers[report.name]
-            if not isinstance(module, NmLayer):
-                _become(module, _SWAPS[type(module)])
-            cast(NmLayer, module).adopt(report.plan)
     return SparsityReport(chosen, tuple(reports))
 
 

@@ -14,12 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rtl.errors import ParameterError, closest
 
-__all__ = ["MAX_M", "MAX_N", "PRESETS", "Architecture"]
+__all__ = ["MAX_M", "MAX_N", "PAPER_BYTES_A_USPE", "PRESETS", "Architecture"]
 
 MAX_M = 16
 """Widest group the activation bus carries."""
 MAX_N = MAX_M // 2
 """Most weights of a group that a processing element holds in weight-stationary mode."""
+
+
+PAPER_BYTES_A_USPE = 384 / 1024
+"""Bytes of device memory a cycle and USPE: 76.8 GB/s at 200 MHz for 32 x 32."""
 
 
 class Architecture(BaseModel):
@@ -65,6 +69,11 @@ class Architecture(BaseModel):
         description="Depth of the read FIFO in beats: so many may be outstanding.",
     )
     clock_mhz: float = Field(200.0, gt=0, le=1000, description="Clock for times, not for cycles.")
+    dram_gbps: float | None = Field(
+        None, gt=0, le=4000,
+        description="Device memory in GB/s, reads and writes together, for schedules and the model "
+        "of the memory; by default the share of the paper's card a USPE, 76.8 GB/s for 32 x 32.",
+    )
 
     @model_validator(mode="after")
     def _check_block(self) -> Self:
@@ -117,6 +126,13 @@ class Architecture(BaseModel):
     def line_steps(self) -> int:
         """Cycles that a line of 16 columns takes through the ports of the columns."""
         return max(1, MAX_M // self.cols)
+
+    @property
+    def dram_bytes(self) -> float:
+        """Bytes of device memory a cycle."""
+        if self.dram_gbps is None:
+            return PAPER_BYTES_A_USPE * self.pes
+        return self.dram_gbps * 1000 / self.clock_mhz
 
     @property
     def pes(self) -> int:
@@ -178,7 +194,8 @@ PRESETS: dict[str, Architecture] = {
         Architecture(name="tiny", rows=4, cols=4),
         Architecture(name="small", rows=8, cols=8),
         # Half the depth of the default: with it the block RAM of the VU9P would be full.
-        Architecture(name="paper", rows=32, cols=32, n2s_words=16384, out_words=16384),
+        Architecture(name="paper", rows=32, cols=32, n2s_words=16384, out_words=16384,
+                     dram_gbps=76.8),
     )
 }
 """Named architectures: ``tiny`` for tests, ``small`` for a laptop, ``paper`` as the SAT paper."""

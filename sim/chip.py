@@ -34,7 +34,6 @@ from sim.toolchain import ToolError
 
 __all__ = ["BusStats", "Chip", "Fault", "MemoryModel"]
 
-_PAPER_BYTES = 384 / 1024  # a cycle and PE: 76.8 GB/s at 200 MHz for 32 x 32
 _PROGRESS = ("instructions_low", "macs_low", "read_beats_low", "write_beats_low")
 _SLICE_SECONDS = 0.3
 _FIRST_SLICE, _LONGEST_SLICE = 1 << 10, 1 << 20
@@ -79,8 +78,8 @@ class MemoryModel:
 
     @classmethod
     def paper(cls, architecture: Architecture) -> MemoryModel:
-        """The paper's bandwidth a processing element, with latencies of DDR4."""
-        return cls(bandwidth=_PAPER_BYTES * architecture.pes)
+        """The architecture's bandwidth, with latencies of DDR4."""
+        return cls(bandwidth=architecture.dram_bytes)
 
     def arguments(self) -> list[str]:
         """Options of the harness."""

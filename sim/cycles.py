@@ -1,9 +1,13 @@
-"""The cycle model: closed-form compute cycles of a run of tiles, equal to what the RTL counts.
+"""The cycle model: compute cycles of tiles that follow each other, equal to what the RTL counts.
 
-A segment is a run of ``tiles`` tiles of the same shape and configuration. With passes of L
-cycles::
+In passes of L cycles, tiles of one configuration start one behind the other, but
 
-    cycles = start + L * (passes + (tiles - 1) * max(passes, gap)) + finish
+* WS: at least ``gap`` after the start of the one before;
+* OS: a tile that emits its results ends at least ``gap`` after the last one that did.
+
+A run of ``tiles`` equal tiles, all of which emit, so takes in cycles::
+
+    start + L * (passes + (tiles - 1) * max(passes, gap)) + finish
 
 ``start`` and ``finish`` are latencies of the hardware (:class:`rtl.stce.StceTiming`), ``gap`` the
 least distance of two tiles (:class:`rtl.sequencer.SequencerTiming`).
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 from rtl.architecture import Architecture
 from rtl.stce import StceTiming
 
-__all__ = ["Run"]
+__all__ = ["Flow", "Run"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,41 @@ class Run:
 
     def cycles(self, architecture: Architecture) -> int:
         """Busy cycles of the engine from taking the first tile to storing the last result."""
+        return Flow((self,)).cycles(architecture)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Runs of unequal tiles that follow each other without the engine running empty.
+
+    Parameters
+    ----------
+    runs: at least one, all of one dataflow and pattern; a single tile is a run of one.
+    """
+
+    runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        if len({(run.stationary, run.n) for run in self.runs}) != 1:
+            raise ValueError("the runs of a flow have one dataflow and one pattern")
+
+    def cycles(self, architecture: Architecture) -> int:
+        """Busy cycles of the engine from taking the first tile to storing the last result."""
         timing = StceTiming(architecture)
-        if self.stationary:
-            gap = timing.sequencer.stationary_gap(self.n)
-        else:
-            gap = timing.sequencer.drain_gap if self.emits else 0
-        total = self.passes + (self.tiles - 1) * max(self.passes, gap)
-        finish = (
-            timing.finish(self.stationary, self.n) if self.emits else timing.sequencer.skew_tail
-        )
-        return timing.start(self.stationary) + total * architecture.interleave + finish
+        stationary, n = self.runs[0].stationary, self.runs[0].n
+        gap = timing.sequencer.stationary_gap(n) if stationary else timing.sequencer.drain_gap
+        # In passes: the end of the last tile and of the last that emitted, and before what the
+        # next must not start (WS) or end and emit (OS).
+        end = emitted = free = 0
+        for run in self.runs:
+            if not run.emits:
+                end += run.tiles * run.passes
+                continue
+            first = max(end, free if stationary else free - run.passes)
+            last = first + (run.tiles - 1) * max(run.passes, gap)
+            end = emitted = last + run.passes
+            free = gap + (last if stationary else end)
+        busy = end * architecture.interleave + timing.sequencer.skew_tail
+        if emitted:
+            busy = max(busy, emitted * architecture.interleave + timing.finish(stationary, n))
+        return timing.start(stationary) + busy

@@ -32,7 +32,7 @@ def cached_verilog(architecture: Architecture, top: Literal["stce", "sat"] = "st
     """
     folder = Path(rtl.__file__).parent
     sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
-    key = content_key(top, architecture.model_dump(exclude={"name", "clock_mhz"}),
+    key = content_key(top, architecture.model_dump(exclude={"name", "clock_mhz", "dram_gbps"}),
                       metadata.version("amaranth"), *sources)
     path = cache_dir() / "verilog" / f"{key}.v"
     if not path.is_file():
