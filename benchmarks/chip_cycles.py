@@ -28,7 +28,7 @@ from compiler.optimisers import Sgd
 from compiler.training_step import TrainingStep, compile_step
 from models.plain import PLAIN_SIZES, plain_net
 from rtl import isa
-from rtl.architecture import PRESETS
+from rtl.architecture import NOT_IN_RTL, PRESETS
 from rtl.instruction import Unit
 from sim.chip import MemoryModel
 from sim.chip_cycles import predict
@@ -113,7 +113,7 @@ def measure(pattern: str, model: MemoryModel = MODEL, times: int = 1) -> list[Me
 
 def guard() -> str:
     """Changes with the architecture, the memory, or any program: the record is then another's."""
-    digest = hashlib.sha256(repr((_ARCH.model_dump(exclude={"name"}), MODEL)).encode())
+    digest = hashlib.sha256(repr((_ARCH.model_dump(exclude=set(NOT_IN_RTL)), MODEL)).encode())
     for pattern in PATTERNS:
         for word in compiled(pattern).program:
             digest.update(word.to_bytes(32, "little"))

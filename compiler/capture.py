@@ -7,7 +7,7 @@ operator that is not captured cannot go unnoticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,16 +81,19 @@ class _Seen:
     gradients: list[Tensor]
 
 
-def capture(model: nn.Module, step: Callable[[], Any]) -> Captured:
+def capture(
+    model: nn.Module, step: Callable[[], Any], only: Collection[str] | None = None
+) -> Captured:
     """Run ``step`` (a forward and backward pass of ``model``) and return its GEMMs.
 
     Works on any model; layers swapped by :func:`algorithms.sparsify` also contribute their
-    patterns. Operands are rounded to FP16, as the array reads them.
+    patterns. Operands are rounded to FP16, as the array reads them. With ``only``, the GEMMs of
+    those layers, and nothing is said of the rest.
     """
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.Linear) and (only is None or name in only)
     }
     seen = {name: _Seen([], [], []) for name in layers}
     handles = [handle for name in layers for handle in _watch(layers[name], seen[name])]
@@ -111,7 +114,8 @@ def capture(model: nn.Module, step: Callable[[], Any]) -> Captured:
                 continue
             for call in range(len(seen[name].inputs)):
                 gemms.extend(_lower(name, layer, seen[name], call))
-    unsupported += _uncaptured(model, layers, counter)
+    if only is None:
+        unsupported += _uncaptured(model, layers, counter)
     return Captured(tuple(gemms), tuple(unsupported))
 
 

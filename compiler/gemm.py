@@ -58,7 +58,8 @@ def run_mapping(
 ) -> tuple[npt.NDArray[np.float32], int, bool]:
     """Run a mapping on the RTL: C float32 (P, Q), busy cycles, and the sticky non-finite flag.
 
-    ``progress`` is called with tiles done and tiles in all.
+    Operands and C of a batch have one axis more, the first. ``progress`` is called with tiles done
+    and tiles in all.
     """
     work = build(mapping, a, b)
     total = work.tiles
@@ -66,7 +67,8 @@ def run_mapping(
         work, stall_seed=stall_seed,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    return assemble(mapping, run.words), run.cycles, bool(run.nonfinite.any())
+    c = assemble(mapping, run.words).reshape(*a.shape[:-1], mapping.shape.q)
+    return c, run.cycles, bool(run.nonfinite.any())
 
 
 def run_gemm(

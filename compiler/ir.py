@@ -234,12 +234,12 @@ class HostTask:
 class Update:
     """The optimiser on one parameter, and the packed copies that it leaves for the next step.
 
-    ``packed``: patterns of FF and BP if it is pruned; ``half``: a dense FP16 copy is read as well.
+    ``packed``: stage and pattern of each packed copy; ``half``: a dense FP16 copy is read as well.
     """
 
     parameter: str
     elements: int
-    packed: tuple[NmPattern, ...] = ()
+    packed: tuple[tuple[Stage, NmPattern], ...] = ()
     half: bool = False
     needs: tuple[int, ...] = ()
 

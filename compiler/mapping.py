@@ -1,4 +1,4 @@
-"""Mapping of one GEMM onto the array: dataflow, interleave, blocks that fit the buffers.
+"""Mapping of one GEMM, or a batch of equal ones, onto the array: dataflow, interleave, blocks.
 
 The mapping decides and predicts; :mod:`compiler.layout` moves the data. :func:`best_mapping` tries
 every mapping of the space below and takes the one with the fewest cycles:
@@ -6,15 +6,20 @@ every mapping of the space below and takes the one with the fewest cycles:
 * WS: K in slices of R groups stays in the array, rows of A stream by.
 * OS: results stay; the L interleaved sums are ``interleave_rows`` row tiles times
   ``L / interleave_rows`` column tiles.
+* OS, paired: the sums are L pairs of a row tile and a column tile, whichever come next in the
+  batch. However small the GEMMs, only the last tile has idle sums; but each pair has its own copy
+  of its operands in the buffers.
 
 A GEMM whose operands exceed the buffers is cut into blocks of rows, columns and groups. Blocks of
-groups follow each other on the same results, so sums are still added strictly in order of k.
+groups follow each other on the same results, so sums are still added strictly in order of k. Of a
+batch of smaller GEMMs, as many as fit are in the buffers at a time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rtl.architecture import MAX_M, Architecture
@@ -22,7 +27,7 @@ from rtl.errors import ParameterError
 from rtl.pattern import NmPattern
 from sim.cycles import Run
 
-__all__ = ["Dataflow", "GemmShape", "Mapping", "Piece", "best_mapping", "mappings"]
+__all__ = ["Block", "Dataflow", "GemmShape", "Mapping", "Piece", "best_mapping", "mappings"]
 
 Dataflow = Literal["ws", "os"]
 
@@ -33,7 +38,9 @@ def _ceil(value: int, unit: int) -> int:
 
 @dataclass(frozen=True)
 class GemmShape:
-    """C (P, Q) = A (P, K) @ B (K, Q) with B pruned to ``pattern`` along K.
+    """C (P, Q) = A (P, K) @ B (K, Q) with B pruned to ``pattern`` along K, ``batch`` times.
+
+    Every GEMM of a batch has operands of its own: A (batch, P, K), B (batch, K, Q).
 
     Raises :class:`ParameterError` for an empty dimension or a pattern the array cannot run.
     """
@@ -42,11 +49,12 @@ class GemmShape:
     q: int
     k: int
     pattern: NmPattern
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("p", "q", "k"):
-            if getattr(self, name) < 1:
-                raise ParameterError(name.upper(), getattr(self, name), "must be at least 1", 1)
+        for name, value in (("P", self.p), ("Q", self.q), ("K", self.k), ("batch", self.batch)):
+            if value < 1:
+                raise ParameterError(name, value, "must be at least 1", 1)
         self.pattern.require_hardware()
 
     @property
@@ -57,12 +65,12 @@ class GemmShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates that the array executes for this shape."""
-        return self.p * self.q * self.groups * self.pattern.n
+        return self.batch * self.p * self.q * self.groups * self.pattern.n
 
     @property
     def dense_macs(self) -> int:
         """Multiply-accumulates of the same GEMM without pruning."""
-        return self.p * self.q * self.k
+        return self.batch * self.p * self.q * self.k
 
     def ideal_cycles(self, architecture: Architecture) -> int:
         """Executed MACs over R * C, rounded up: no fill, no drain, no leftovers."""
@@ -70,15 +78,26 @@ class GemmShape:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A block of the GEMM that one segment of the work list computes.
+class Block:
+    """Results that have their operands to themselves: rows ``p`` and columns ``q`` of a GEMM.
 
-    Half-open ranges of rows ``p``, columns ``q`` and groups ``g``; ``first`` and ``last`` mark the
-    first and last block of groups.
+    ``entry`` is the number of the GEMM in the batch.
     """
 
+    entry: int
     p: range
     q: range
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one segment of the work list computes.
+
+    Half-open ranges: of ``blocks``, for :meth:`Mapping.block`, which are all equally large unless
+    paired; and of groups ``g``. ``first`` and ``last`` mark the first and last groups.
+    """
+
+    blocks: range
     g: range
     first: bool
     last: bool
@@ -90,8 +109,11 @@ class Mapping:
 
     Parameters
     ----------
-    p_block, q_block, g_block: largest block of rows, columns and groups that is resident.
+    p_block, q_block, g_block: largest block of rows, columns and groups.
     interleave_rows: OS: row tiles among the L interleaved sums.
+    paired: OS: a block is one row tile and one column tile; the sums of a tile are L blocks.
+    resident: blocks in the buffers at a time. Unless paired, more than one only if a block is a
+        whole GEMM.
     """
 
     architecture: Architecture
@@ -101,6 +123,8 @@ class Mapping:
     q_block: int
     g_block: int
     interleave_rows: int = 1
+    paired: bool = False
+    resident: int = 1
 
     @property
     def stationary(self) -> bool:
@@ -109,53 +133,88 @@ class Mapping:
 
     @property
     def tile_rows(self) -> int:
-        """OS: rows of A that a tile covers."""
+        """OS: rows of A that a tile covers; paired: those of a block."""
         return self.architecture.rows * self.interleave_rows
 
     @property
     def tile_cols(self) -> int:
-        """Columns of B that a tile covers."""
-        if self.stationary:
+        """Columns of B that a tile covers; paired: those of a block."""
+        if self.stationary or self.paired:
             return self.architecture.cols
         return self.architecture.cols * (self.architecture.interleave // self.interleave_rows)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of all GEMMs of the batch."""
+        shape = self.shape
+        return shape.batch * _ceil(shape.p, self.p_block) * _ceil(shape.q, self.q_block)
+
+    def block(self, number: int) -> Block:
+        """The block of this number: GEMM by GEMM, columns innermost."""
+        shape = self.shape
+        number, column = divmod(number, _ceil(shape.q, self.q_block))
+        entry, row = divmod(number, _ceil(shape.p, self.p_block))
+        return Block(entry, _block(shape.p, self.p_block, row),
+                     _block(shape.q, self.q_block, column))
+
     def pieces(self) -> Iterator[Piece]:
-        """Blocks in the order of execution; blocks of groups innermost."""
-        for p in _blocks(self.shape.p, self.p_block):
-            for q in _blocks(self.shape.q, self.q_block):
-                for g in _blocks(self.shape.groups, self.g_block):
-                    yield Piece(p, q, g, g.start == 0, g.stop == self.shape.groups)
+        """Pieces in the order of execution; pieces of groups innermost."""
+        for blocks in _blocks(self.blocks, self.resident):
+            for g in _blocks(self.shape.groups, self.g_block):
+                yield Piece(blocks, g, g.start == 0, g.stop == self.shape.groups)
 
     def run(self, piece: Piece) -> Run:
         """The tiles of a piece, as the cycle model sees them."""
         n, interleave = self.shape.pattern.n, self.architecture.interleave
-        columns = _ceil(len(piece.q), self.tile_cols)
+        if self.paired:
+            tiles = _ceil(len(piece.blocks), interleave)
+            return Run(False, n, len(piece.g) * n, tiles, emits=piece.last)
+        block = self.block(piece.blocks.start)
+        tiles = len(piece.blocks) * _ceil(len(block.q), self.tile_cols)
         if self.stationary:
-            passes = _ceil(len(piece.p), interleave) * n
-            return Run(True, n, passes, columns * _ceil(len(piece.g), self.architecture.rows))
-        rows = _ceil(len(piece.p), self.tile_rows)
-        return Run(False, n, len(piece.g) * n, columns * rows, emits=piece.last)
+            passes = _ceil(len(block.p), interleave) * n
+            return Run(True, n, passes, tiles * _ceil(len(piece.g), self.architecture.rows))
+        tiles *= _ceil(len(block.p), self.tile_rows)
+        return Run(False, n, len(piece.g) * n, tiles, emits=piece.last)
+
+    def sizes(self, block: Block, groups: int) -> tuple[int, int, int]:
+        """What a block with so many groups of K takes of each buffer.
+
+        Groups in a row buffer, packed weights in a column buffer, words in a result buffer.
+        """
+        rows, columns = self.architecture.rows, _ceil(len(block.q), self.architecture.cols)
+        if self.stationary:
+            moving = len(block.p) * _ceil(groups, rows)
+        else:
+            moving = _ceil(len(block.p), rows) * groups
+        results = rows if self.paired else len(block.p)
+        return moving, columns * groups * self.shape.pattern.n, columns * results
 
     def cycles(self) -> int:
         """Predicted compute cycles: the sum over all pieces."""
-        return sum(self.run(piece).cycles(self.architecture) for piece in self.pieces())
+        runs = Counter(map(self.run, self.pieces()))  # few that differ
+        return sum(number * run.cycles(self.architecture) for run, number in runs.items())
 
     def utilisation(self, cycles: int) -> float:
         """Executed MACs over available MACs in ``cycles``."""
         return self.shape.macs / (cycles * self.architecture.pes)
 
 
+def _block(length: int, block: int, number: int) -> range:
+    return range(number * block, min((number + 1) * block, length))
+
+
 def _blocks(length: int, block: int) -> Iterator[range]:
-    for start in range(0, length, block):
-        yield range(start, min(start + block, length))
+    return (_block(length, block, number) for number in range(_ceil(length, block)))
 
 
 def mappings(architecture: Architecture, shape: GemmShape) -> Iterator[Mapping]:
     """Every mapping of the search space, with the largest blocks that fit the buffers."""
-    yield _weight_stationary(architecture, shape)
+    yield _batched(_weight_stationary(architecture, shape))
     for interleave_rows in range(1, architecture.interleave + 1):
         if architecture.interleave % interleave_rows == 0:
-            yield _output_stationary(architecture, shape, interleave_rows)
+            yield _batched(_output_stationary(architecture, shape, interleave_rows))
+    yield _paired(architecture, shape)
 
 
 def best_mapping(
@@ -212,3 +271,33 @@ def _output_stationary(
         architecture, shape, "os", row_blocks * rows * interleave_rows,
         column_blocks * cols * interleave_cols, g_block, interleave_rows,
     )
+
+
+def _paired(architecture: Architecture, shape: GemmShape) -> Mapping:
+    rows, cols, n = architecture.rows, architecture.cols, shape.pattern.n
+    blocks = shape.batch * _ceil(shape.p, rows) * _ceil(shape.q, cols)
+    pairs = min(architecture.interleave, blocks)
+    g_block = min(shape.groups, _buffer_groups(architecture, shape) // pairs,
+                  architecture.n2s_words // (n * pairs))
+    mapping = Mapping(architecture, shape, "os", rows, cols, g_block, paired=True, resident=pairs)
+    if g_block < shape.groups:  # the sums of one tile stay in the array
+        return mapping
+    fitting = min(_fitting(mapping), blocks)
+    if fitting < blocks:
+        fitting -= fitting % pairs
+    return replace(mapping, resident=fitting)
+
+
+def _batched(mapping: Mapping) -> Mapping:
+    """With as many GEMMs in the buffers as fit whole."""
+    if mapping.blocks > mapping.shape.batch or mapping.g_block < mapping.shape.groups:
+        return mapping
+    return replace(mapping, resident=min(_fitting(mapping), mapping.shape.batch))
+
+
+def _fitting(mapping: Mapping) -> int:
+    """Blocks of the size of the first, with all of K, for which there is room."""
+    architecture, shape = mapping.architecture, mapping.shape
+    depths = _buffer_groups(architecture, shape), architecture.n2s_words, architecture.out_words
+    sizes = mapping.sizes(mapping.block(0), shape.groups)
+    return min(depth // size for depth, size in zip(depths, sizes, strict=True))

@@ -28,6 +28,11 @@ class Sgd:
         """FP32 state tensors a parameter."""
         return int(self.momentum != 0)
 
+    @property
+    def vector_ops(self) -> int:
+        """Vector operations on each line of weights."""
+        return 3 + 2 * (self.weight_decay != 0) + 2 * self.states
+
     def scalars(self, step: int, loss_scale: float, error_scale: float) -> list[float]:
         """Scalar registers for step number ``step``, from 1."""
         return sgd_scalars(self.learning_rate, momentum=self.momentum,
@@ -54,6 +59,7 @@ class AdamW:
     weight_decay: float = 0.01
 
     states = 2
+    vector_ops = 15
 
     def scalars(self, step: int, loss_scale: float, error_scale: float) -> list[float]:
         """Scalar registers for step number ``step``, from 1."""

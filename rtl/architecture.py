@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rtl.errors import ParameterError, closest
 
-__all__ = ["MAX_M", "MAX_N", "PAPER_BYTES_A_USPE", "PRESETS", "Architecture"]
+__all__ = ["MAX_M", "MAX_N", "NOT_IN_RTL", "PAPER_BYTES_A_USPE", "PRESETS", "Architecture"]
 
 MAX_M = 16
 """Widest group the activation bus carries."""
@@ -24,6 +24,10 @@ MAX_N = MAX_M // 2
 
 PAPER_BYTES_A_USPE = 384 / 1024
 """Bytes of device memory a cycle and USPE: 76.8 GB/s at 200 MHz for 32 x 32."""
+
+
+NOT_IN_RTL = ("name", "clock_mhz", "dram_gbps", "dram_gib")
+"""Parameters that change neither netlist nor program."""
 
 
 class Architecture(BaseModel):
@@ -74,6 +78,8 @@ class Architecture(BaseModel):
         description="Device memory in GB/s, reads and writes together, for schedules and the model "
         "of the memory; by default the share of the paper's card a USPE, 76.8 GB/s for 32 x 32.",
     )
+
+    dram_gib: float = Field(64.0, gt=0, description="Size of device memory, for schedules.")
 
     @model_validator(mode="after")
     def _check_block(self) -> Self:

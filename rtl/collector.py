@@ -22,8 +22,8 @@ class Collector(Component):
     """Write addresses for the results of column 0.
 
     WS results come in the order of the rows of A. OS results come from the last array row to the
-    first, the L interleaved sums of a row together. The order is combinational from ``arrived``:
-    latency 0, one result a cycle.
+    first, the L interleaved sums of a row together; pairs are to it a row tile of L column tiles.
+    The order is combinational from ``arrived``: latency 0, one result a cycle.
 
     Members
     -------

@@ -68,7 +68,7 @@ class ComputeTiming:
 
 
 class ComputeUnit(Component):
-    """Executes COMPUTE, output-stationary: row tiles outside, column tiles inside.
+    """Executes COMPUTE, output-stationary and not paired: row tiles outside, column tiles inside.
 
     Latencies are those of :class:`ComputeTiming`. An instruction whose sums stay in the array
     (``last`` 0) lets no other begin before the array is empty. Up to six instructions are under

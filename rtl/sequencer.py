@@ -293,11 +293,16 @@ class Sequencer(Component):
             self._finishing.eq(self._tick & active & last_slot & (group == tile.groups - 1)),
         ]
 
-        # Within a pass: WS walks along the rows of A, OS over row tiles and then column tiles.
+        # Within a pass: WS walks along the rows of A, OS over row tiles and then column tiles, or
+        # over pairs of the two.
         with m.If(tile.stationary):
             m.d.sync += a_offset.eq(a_offset + 1)
         with m.Elif(sums == tile.interleave_rows - 1):
-            m.d.sync += [sums.eq(0), a_offset.eq(0), b_offset.eq(b_offset + tile.b_stride)]
+            m.d.sync += [
+                sums.eq(0),
+                a_offset.eq(Mux(tile.paired, a_offset + tile.a_stride, 0)),
+                b_offset.eq(b_offset + tile.b_stride),
+            ]
         with m.Else():
             m.d.sync += [sums.eq(sums + 1), a_offset.eq(a_offset + tile.a_stride)]
         # Between passes.

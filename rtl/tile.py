@@ -4,7 +4,7 @@ A tile multiplies a (rows of A) x (K) piece by a (K) x (columns of B) piece of a
 
 * **OS** (output-stationary): up to ``L * R`` x C results stay in the array while K passes by.
   The L interleaved sums of a USPE are ``interleave_rows`` row tiles times ``L / interleave_rows``
-  column tiles.
+  column tiles; or, ``paired``, L row tiles and as many column tiles, each with its partner only.
 * **WS** (weight-stationary): R groups of K x C columns of packed weights stay while the rows of A
   pass by; the sums go through the result buffer from one slice of K to the next.
 
@@ -41,6 +41,7 @@ _WIDTHS = {
     "stationary": 1,
     "first": 1,
     "last": 1,
+    "paired": 1,
 }
 
 TILE = data.StructLayout(_WIDTHS)
@@ -67,10 +68,13 @@ class Tile:
         to the next.
     c_base, c_stride: first word in the result buffers; OS: distance from one column tile to the
         next.
-    interleave_rows: OS: row tiles that share a USPE; divides L.
+    interleave_rows: OS: row tiles that share a USPE; divides L. Paired: 1.
     first: sums start at +0. Otherwise OS continues those still in the array, WS those in the
         result buffer.
     last: OS: write the sums out after this tile. WS tiles always write theirs.
+    paired: OS: interleaved sum s is row tile ``a_base + s * a_stride`` times column tile
+        ``b_base + s * b_stride``, with its results from ``c_base + s * c_stride`` on. Every pair
+        writes p_count rows; q_count is C times the number of pairs, which may be less than L.
     """
 
     a_base: int
@@ -89,6 +93,7 @@ class Tile:
     interleave_rows: int = 1
     first: int = 1
     last: int = 1
+    paired: int = 0
 
     def pack(self) -> int:
         """The tile as one unsigned word of :data:`TILE`."""

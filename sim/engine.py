@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rtl
-from rtl.architecture import MAX_M, Architecture
+from rtl.architecture import MAX_M, NOT_IN_RTL, Architecture
 from rtl.edges import FEED_LATENCY
 from rtl.links import PACKED_WEIGHT
 from rtl.tile import TILE_WORD_BITS
@@ -32,7 +32,7 @@ def cached_verilog(architecture: Architecture, top: Literal["stce", "sat"] = "st
     """
     folder = Path(rtl.__file__).parent
     sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
-    key = content_key(top, architecture.model_dump(exclude={"name", "clock_mhz", "dram_gbps"}),
+    key = content_key(top, architecture.model_dump(exclude=set(NOT_IN_RTL)),
                       metadata.version("amaranth"), *sources)
     path = cache_dir() / "verilog" / f"{key}.v"
     if not path.is_file():

@@ -82,7 +82,7 @@ async def one_stream_of_many(dut: Any) -> None:
         await bench.start()
         cases = [Case(random_mapping(DENSE))]
         for pattern in random.sample(PATTERNS, 6):
-            cases.append(Case(random_mapping(pattern), cases[-1].end))
+            cases.append(Case(random_mapping(pattern, 16), cases[-1].end))
         random.shuffle(cases)
         for case in cases:
             await bench.fill(case)

@@ -82,6 +82,15 @@ class Case:
         """The sticky flag of each tile: some sum that it wrote was not finite."""
         mapping, shape = self.mapping, self.mapping.shape
         height, width = mapping.tile_rows, mapping.tile_cols
+        if mapping.paired:
+            c = self.golden()
+            finite = [
+                bool(np.isfinite(c[block.p.start : block.p.stop, block.q.start : block.q.stop])
+                     .all()) for block in map(mapping.block, range(mapping.blocks))
+            ]
+            pairs = ARCHITECTURE.interleave
+            return [not all(finite[first : first + pairs])
+                    for first in range(0, len(finite), pairs)]
         if not mapping.stationary:
             c = self.golden()
             blocks = [c[top : top + height, left : left + width]

@@ -25,6 +25,8 @@ FAULTS = {
     "USPE sees half of the index": ("uspe", r"chosen\[19:16\]( \* 5'h10)", r"chosen[18:16]\1"),
     "multiplier takes subnormals for zero": (
         "uspe.multiplier", r"(assign a_zero = a_subnormal) & [^;]+;", r"\1;"),
+    "pairs share a row tile": (
+        "sequencer", r"(= )current\[\d+\]( \? \S+ +: 25'h0000000;)", r"\1 1'h0\2"),
     "a slice starts from what the buffer holds": (
         "result_buffer", r"= zero1 \? 32'd0 : read__data;", "= read__data;"),
     "non-finite results go unnoticed": ("result_buffer", r"(assign flag = )[^;]+;", r"\1 1'h0;"),

@@ -48,6 +48,8 @@ def test_timing() -> None:
     assert moving.passes == 14
     assert moving.skew(tiny) == 1
     assert moving.config == (0, 2, 3)
+    pairs = Tile(**asdict(moving) | {"paired": 1})
+    assert (pairs.passes, pairs.config) == (moving.passes, moving.config)  # need not wait
     still = Tile(**asdict(moving) | {"stationary": 1})
     assert still.skew(tiny) == 2 * tiny.interleave
     assert still.config != moving.config

@@ -1,0 +1,226 @@
+"""The mapper: the tiling of a GEMM with the fewest cycles, and how far it can be from the optimum.
+
+Every variant (dataflow, operand that plays B, shape of a tile) and, of each, a ladder of block
+sizes is costed, best bounds first. A variant whose array cycles alone exceed the best found is
+skipped whole: that is a bound, so that the result is the best of the space. The search ends early
+at a tiling within :data:`CLOSE` of what no tiling can go below (:func:`lower_bound`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from compiler.target import Target
+from compiler.tiling import Problem, Tiling, ceil_div
+from rtl.errors import ParameterError
+from rtl.pattern import DENSE
+
+__all__ = ["CLOSE", "Infeasible", "Mapped", "best_tiling", "lower_bound", "tilings"]
+
+CLOSE = 2e-4
+"""Relative distance from the lower bound at which the search ends."""
+
+Dataflow = Literal["auto", "ws", "os"]
+_LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
+
+
+class Infeasible(ParameterError):
+    """No mapping exists: which resource is short, by how much, and what would help.
+
+    ``demand`` and ``bound`` are in ``unit``; ``levers`` are changes that would fix it.
+    """
+
+    def __init__(self, what: str, resource: str, demand: float, bound: float, unit: str,
+                 levers: Sequence[str]) -> None:
+        self.resource, self.demand, self.bound, self.levers = resource, demand, bound, levers
+        rule = (f"needs {demand:,.{0 if demand >= 100 else 1}f} {unit} of {resource} and there "
+                f"are {bound:,.{0 if bound >= 100 else 1}f}; would fix it: {' or '.join(levers)}")
+        super().__init__("mapping", what, rule)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A tiling with what is known of its quality.
+
+    ``bound``: cycles that no tiling of this GEMM on this target can go below; ``evaluated`` tilings
+    were costed; ``exhausted``: all that could be better were.
+    """
+
+    tiling: Tiling
+    bound: int
+    evaluated: int
+    exhausted: bool
+
+    @property
+    def gap(self) -> float:
+        """Cycles above the bound, relative to it."""
+        return self.tiling.cost.cycles / self.bound - 1
+
+
+def lower_bound(target: Target, problem: Problem) -> int:
+    """Cycles that no tiling can go below: all USPEs busy, every operand moved once."""
+    read = problem.a_bytes + problem.b_bytes + problem.epilogue_bytes
+    lines = problem.batch * problem.p * problem.q / target.vector_lanes
+    return max(1, round(max(
+        problem.macs / target.architecture.pes,
+        min((read + problem.c_bytes), _compulsory(problem)) / target.dram_bytes,
+        lines * problem.vector_ops,
+    )))
+
+
+def _compulsory(problem: Problem) -> float:
+    return problem.a_bytes / problem.taps + problem.b_bytes + problem.c_bytes
+
+
+@lru_cache(maxsize=4096)
+def best_tiling(target: Target, problem: Problem, dataflow: Dataflow = "auto") -> Mapped:
+    """The tiling of the space with the fewest cycles.
+
+    Raises :class:`ParameterError` for an unknown ``dataflow`` and :class:`Infeasible` if not one
+    tile fits the buffers.
+    """
+    if dataflow not in ("auto", "ws", "os"):
+        raise ParameterError("dataflow", dataflow, "must be auto, ws or os", "auto")
+    bound = lower_bound(target, problem)
+    best: Tiling | None = None
+    evaluated = 0
+    variants = [v for v in _variants(target, problem) if dataflow in ("auto", v.dataflow)]
+    for variant in sorted(variants, key=lambda tiling: tiling.array_cycles):
+        if best is not None and variant.array_cycles >= best.cost.cycles:
+            break
+        for tiling in tilings(variant):
+            evaluated += 1
+            if best is None or _key(tiling) < _key(best):
+                best = tiling
+                if best.cost.cycles <= bound * (1 + CLOSE) and best.overlaps:
+                    return Mapped(best, bound, evaluated, exhausted=False)
+    if best is None:
+        raise _shortage(target, problem, dataflow, variants)
+    return Mapped(best, bound, evaluated, exhausted=True)
+
+
+def _key(tiling: Tiling) -> tuple[int, int]:
+    return tiling.cost.cycles, tiling.cost.dram_bytes
+
+
+def _variants(target: Target, problem: Problem) -> Iterator[Tiling]:
+    """One tiling of each dataflow, orientation and tile shape, with the smallest blocks.
+
+    Its array cycles are the least that any blocks of this variant can have.
+    """
+    machine = target.architecture
+    orientations = [(problem, False)]
+    if problem.pattern == DENSE and not problem.epilogue_words and not problem.inline:
+        orientations.append((problem.swapped(), True))
+    for turned, swapped in orientations:
+        for rows in range(1, machine.interleave + 1):
+            if machine.interleave % rows == 0:
+                columns = machine.interleave // rows
+                yield Tiling(target, turned, False, machine.rows * rows, machine.cols * columns,
+                             turned.groups, rows, swapped=swapped)
+        if turned.batch > 1 or turned.p * turned.q < 64 * machine.pes:
+            yield Tiling(target, turned, False, machine.rows, machine.cols, turned.groups, 1,
+                         paired=True, swapped=swapped)
+        rows = ceil_div(turned.p, machine.interleave) * machine.interleave
+        yield Tiling(target, turned, True, min(rows, machine.out_words), machine.cols,
+                     turned.groups, swapped=swapped)
+
+
+def tilings(variant: Tiling) -> Iterator[Tiling]:
+    """Block sizes of one variant that fit the buffers, large ones first."""
+    if variant.stationary:
+        yield from _weight_stationary(variant)
+        return
+    whole = [variant] if variant.paired else list(_output_stationary(variant))
+    fitting = [tiling for tiling in whole if tiling.fits]
+    yield from fitting
+    if not any(tiling.overlaps for tiling in fitting):
+        yield from _cut_k(variant)
+
+
+def _sizes(unit: int, length: int, most: int) -> list[int]:
+    """Multiples of ``unit`` up to ``length`` and ``most`` tiles, large first."""
+    tiles = min(ceil_div(length, unit), max(1, most))
+    return [scale * unit for scale in sorted({min(s, tiles) for s in (*_LADDER, tiles)},
+                                             reverse=True)]
+
+
+def _output_stationary(variant: Tiling) -> Iterator[Tiling]:
+    """All of K in the buffers."""
+    machine, problem = variant.architecture, variant.problem
+    rows, columns, _ = variant.words
+    depth = min(machine.w2e_words // rows if rows else 0, machine.out_words // variant.p_block)
+    width = machine.n2s_words // columns
+    for p_block in _sizes(variant.p_block, problem.p, depth):
+        for q_block in _sizes(variant.q_block, problem.q, width):
+            for rows_outer in (True, False):
+                yield _with(variant, p_block, q_block, problem.groups, rows_outer)
+
+
+def _cut_k(variant: Tiling) -> Iterator[Tiling]:
+    """One tile a block and the longest pieces of K, two of each in the buffers if possible."""
+    machine, problem = variant.architecture, variant.problem
+    per_word = 16 // problem.pattern.m
+    one = _with(variant, variant.p_block, variant.q_block, per_word, True)
+    rows, columns, results = one.words
+    if results > machine.out_words:
+        return
+    for copies in (2, 1):
+        pieces = min(machine.w2e_words // (copies * rows), machine.n2s_words // (copies * columns))
+        if pieces:
+            yield _with(variant, variant.p_block, variant.q_block,
+                        min(pieces * per_word, problem.groups), True)
+
+
+def _weight_stationary(variant: Tiling) -> Iterator[Tiling]:
+    """Blocks of rows as large as the results allow; K whole or as many slices as fit."""
+    machine, problem = variant.architecture, variant.problem
+    slices = ceil_div(problem.groups, machine.rows)
+    for copies in (2, 1):
+        most = machine.out_words // copies
+        for p_block in sorted({min(problem.p, most // share) for share in (1, 2, 4, 8, 16)},
+                              reverse=True):
+            p_block = min(ceil_div(p_block, machine.interleave),
+                          most // machine.interleave) * machine.interleave
+            width = max(1, most // p_block)
+            for q_block in _sizes(machine.cols, problem.q, width)[:4]:
+                one = _with(variant, p_block, q_block, machine.rows, True)
+                rows, columns, _ = one.words
+                fit = min(machine.w2e_words // (copies * rows),
+                          machine.n2s_words // (copies * columns))
+                if fit:
+                    groups = min(fit, slices) * machine.rows
+                    yield _with(variant, p_block, q_block, groups, True)
+
+
+def _with(variant: Tiling, p_block: int, q_block: int, groups: int, rows_outer: bool) -> Tiling:
+    # Faster than dataclasses.replace, which this is called too often for.
+    return Tiling(variant.target, variant.problem, variant.stationary, p_block, q_block, groups,
+                  variant.interleave_rows, variant.paired, rows_outer, variant.swapped)
+
+
+def _shortage(
+    target: Target, problem: Problem, dataflow: Dataflow, variants: Sequence[Tiling]
+) -> Infeasible:
+    """Which buffer is too small for the smallest block, and by how much."""
+    machine = target.architecture
+    short: list[tuple[float, str, int, int]] = []
+    for variant in variants:
+        rows = machine.interleave if variant.stationary else variant.p_block
+        groups = machine.rows if variant.stationary else 16 // problem.pattern.m
+        smallest = _with(variant, rows, variant.q_block, groups, True)
+        worst = max(
+            (words / depth, name, words, depth) for words, name, depth in zip(
+                smallest.words, ("w2e_words", "n2s_words", "out_words"),
+                (machine.w2e_words, machine.n2s_words, machine.out_words), strict=True)
+        )
+        short.append(worst)
+    _, name, demand, bound = min(short)
+    what = f"{problem.p} x {problem.q} x {problem.k}"
+    levers = [f"{name}={demand} in the architecture"]
+    if dataflow != "auto":
+        levers.append("dataflow auto")
+    return Infeasible(what, f"buffer {name}", demand, bound, "words", levers)
