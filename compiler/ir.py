@@ -34,9 +34,11 @@ class Value:
     name: unique in the graph; of a parameter, its dotted name in the model (the first, if tied).
     shape: its sizes.
     bytes: of one element where the host keeps it.
-    kind: ``parameter`` and ``constant`` are there before the step, activations are made by it.
+    kind: ``parameter`` and ``constant`` are there before the step, activations are made by it or
+        given to it.
     trains: a gradient of the loss with respect to it is needed: a parameter that is not frozen, or
         anything computed from one.
+    of: the value that this one is, with the gradient stopped (``detach``); it has no maker then.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Value:
     bytes: int
     kind: Kind = "activation"
     trains: bool = False
+    of: str | None = None
 
     @property
     def elements(self) -> int:
@@ -89,6 +92,7 @@ class Product:
     window: of a convolution, whose ``left`` is im2col: K is kernel taps times channels.
     fused: what is applied to the result on its way out: ``bias``, ``add`` (a residual), ``relu``.
     residual: the value that ``add`` adds.
+    bias: the value that ``bias`` adds to every line.
     """
 
     name: str
@@ -102,6 +106,7 @@ class Product:
     window: Window | None = None
     fused: tuple[str, ...] = ()
     residual: str | None = None
+    bias: str | None = None
 
     @property
     def taps(self) -> int:
@@ -111,7 +116,8 @@ class Product:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Values that it reads."""
-        return (self.left, self.right) + ((self.residual,) if self.residual else ())
+        added = (value for value in (self.residual, self.bias) if value is not None)
+        return (self.left, self.right, *added)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -176,7 +182,7 @@ class Gemm:
     Parameters
     ----------
     layer: name of the :class:`Product` it comes from.
-    stage: FF, BP (a gradient of an activation) or WU (a gradient of a parameter).
+    stage: FF, BP (a gradient of an activation or a learnt input) or WU (a gradient of a weight).
     a, b, c: values that it reads and makes; a gradient is ``grad(value)``. Im2col is implied.
     part: which of several GEMMs of the stage: a residue of a strided convolution, an operand.
     taps: kernel positions along K, each with ``k / taps`` channels, padded to whole groups each.

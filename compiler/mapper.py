@@ -1,9 +1,10 @@
 """The mapper: the tiling of a GEMM with the fewest cycles, and how far it can be from the optimum.
 
 Every variant (dataflow, operand that plays B, shape of a tile) and, of each, a ladder of block
-sizes is costed, best bounds first. A variant whose array cycles alone exceed the best found is
-skipped whole: that is a bound, so that the result is the best of the space. The search ends early
-at a tiling within :data:`CLOSE` of what no tiling can go below (:func:`lower_bound`).
+sizes is costed, best bounds first. A variant is left, or never entered, once the best found is
+within :data:`CLOSE` of the array cycles that it needs at least: the result is the best of the space
+to that precision. How far it can be from what no tiling at all can go below says
+:func:`lower_bound`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from compiler.problem import Problem, ceil_div
 from compiler.target import Target
-from compiler.tiling import Problem, Tiling, ceil_div
+from compiler.tiling import Tiling
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE
 
 __all__ = ["CLOSE", "Infeasible", "Mapped", "best_tiling", "lower_bound", "tilings"]
 
 CLOSE = 2e-4
-"""Relative distance from the lower bound at which the search ends."""
+"""Relative precision of the search."""
 
 Dataflow = Literal["auto", "ws", "os"]
 _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
@@ -43,16 +45,15 @@ class Infeasible(ParameterError):
 
 @dataclass(frozen=True)
 class Mapped:
-    """A tiling with what is known of its quality.
+    """The best tiling of the space, to :data:`CLOSE`, and what is known of its quality.
 
     ``bound``: cycles that no tiling of this GEMM on this target can go below; ``evaluated`` tilings
-    were costed; ``exhausted``: all that could be better were.
+    were costed.
     """
 
     tiling: Tiling
     bound: int
     evaluated: int
-    exhausted: bool
 
     @property
     def gap(self) -> float:
@@ -88,18 +89,29 @@ def best_tiling(target: Target, problem: Problem, dataflow: Dataflow = "auto") -
     best: Tiling | None = None
     evaluated = 0
     variants = [v for v in _variants(target, problem) if dataflow in ("auto", v.dataflow)]
-    for variant in sorted(variants, key=lambda tiling: tiling.array_cycles):
-        if best is not None and variant.array_cycles >= best.cost.cycles:
+    for floor, variant in sorted(((_floor(one), one) for one in variants),
+                                 key=lambda pair: pair[0]):
+        if best is not None and best.cost.cycles <= floor * (1 + CLOSE):
             break
         for tiling in tilings(variant):
             evaluated += 1
             if best is None or _key(tiling) < _key(best):
                 best = tiling
-                if best.cost.cycles <= bound * (1 + CLOSE) and best.overlaps:
-                    return Mapped(best, bound, evaluated, exhausted=False)
+                if best.cost.cycles <= max(floor, bound) * (1 + CLOSE):
+                    break
     if best is None:
         raise _shortage(target, problem, dataflow, variants)
-    return Mapped(best, bound, evaluated, exhausted=True)
+    return Mapped(best, bound, evaluated)
+
+
+def _floor(variant: Tiling) -> int:
+    """Array cycles that no blocks of this variant go below."""
+    if not variant.stationary:
+        return variant.array_cycles  # blocks do not matter
+    machine, problem = variant.architecture, variant.problem
+    return (problem.batch * ceil_div(problem.q, machine.cols)
+            * ceil_div(problem.groups, machine.rows)
+            * ceil_div(problem.p, machine.interleave) * machine.interleave * problem.pattern.n)
 
 
 def _key(tiling: Tiling) -> tuple[int, int]:
@@ -107,10 +119,7 @@ def _key(tiling: Tiling) -> tuple[int, int]:
 
 
 def _variants(target: Target, problem: Problem) -> Iterator[Tiling]:
-    """One tiling of each dataflow, orientation and tile shape, with the smallest blocks.
-
-    Its array cycles are the least that any blocks of this variant can have.
-    """
+    """One tiling of each dataflow, orientation and tile shape, with the smallest blocks."""
     machine = target.architecture
     orientations = [(problem, False)]
     if problem.pattern == DENSE and not problem.epilogue_words and not problem.inline:
@@ -121,9 +130,8 @@ def _variants(target: Target, problem: Problem) -> Iterator[Tiling]:
                 columns = machine.interleave // rows
                 yield Tiling(target, turned, False, machine.rows * rows, machine.cols * columns,
                              turned.groups, rows, swapped=swapped)
-        if turned.batch > 1 or turned.p * turned.q < 64 * machine.pes:
-            yield Tiling(target, turned, False, machine.rows, machine.cols, turned.groups, 1,
-                         paired=True, swapped=swapped)
+        yield Tiling(target, turned, False, machine.rows, machine.cols, turned.groups, 1,
+                     paired=True, swapped=swapped)
         rows = ceil_div(turned.p, machine.interleave) * machine.interleave
         yield Tiling(target, turned, True, min(rows, machine.out_words), machine.cols,
                      turned.groups, swapped=swapped)
@@ -155,9 +163,20 @@ def _output_stationary(variant: Tiling) -> Iterator[Tiling]:
     depth = min(machine.w2e_words // rows if rows else 0, machine.out_words // variant.p_block)
     width = machine.n2s_words // columns
     for p_block in _sizes(variant.p_block, problem.p, depth):
-        for q_block in _sizes(variant.q_block, problem.q, width):
-            for rows_outer in (True, False):
-                yield _with(variant, p_block, q_block, problem.groups, rows_outer)
+        for q_block in _few(_sizes(variant.q_block, problem.q, width)):
+            yield _with(variant, p_block, q_block, problem.groups, True)
+    for q_block in _sizes(variant.q_block, problem.q, width):
+        for p_block in _few(_sizes(variant.p_block, problem.p, depth)):
+            yield _with(variant, p_block, q_block, problem.groups, False)
+
+
+def _few(sizes: list[int]) -> list[int]:
+    """Of the inner loop's blocks: the largest, one that leaves room for a second, the least.
+
+    How often the outer operand is read does not depend on them.
+    """
+    return sorted({sizes[0], *[size for size in sizes if 2 * size <= sizes[0]][:1], sizes[-1]},
+                  reverse=True)
 
 
 def _cut_k(variant: Tiling) -> Iterator[Tiling]:

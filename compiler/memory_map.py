@@ -75,8 +75,10 @@ class MemoryMap:
         fixed = sum(kinds[kind] for kind in kinds if kind not in ("activations", "gradients"))
         levers = [f"dram_gib={-(-self.bytes // 2**30)} in the architecture"]
         if batch and fixed < gib * 2**30:
-            most = int(batch * (gib * 2**30 - fixed) / max(1, self.bytes - fixed))
-            if most:
+            # Regions begin at page boundaries, whatever the batch.
+            room = gib * 2**30 - fixed - BOUNDARY * len(self.regions)
+            most = int(batch * room / max(1, self.bytes - fixed))
+            if most > 0:
                 levers.insert(0, f"a batch of at most {most}")
         raise Infeasible("device memory", "device memory", self.bytes / 2**30, gib, "GiB", levers)
 

@@ -3,15 +3,15 @@
 A convolution of groups with few channels is a batch of GEMMs a few columns wide, which leave the
 array empty. Groups that together have 16 channels make one GEMM instead, whose weight matrix has
 blocks on its diagonal: of 16 channels at a kernel position, a column reads only those of its own
-group. That is the pattern c:16, which the array runs at full speed. A depthwise convolution is 1:16.
-Sums are the same bit for bit: zeros are skipped, what is left keeps its order.
+group. That is the pattern c:16, which the array runs at full speed; depthwise, it is 1:16. Sums
+are the same bit for bit: zeros are skipped, what is left keeps its order.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from compiler.tiling import Problem, ceil_div
+from compiler.problem import Problem, ceil_div
 from rtl.architecture import MAX_M
 from rtl.pattern import DENSE, NmPattern
 

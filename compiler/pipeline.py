@@ -16,6 +16,7 @@ from compiler.frontend import capture
 from compiler.ir import Step
 from compiler.memory_map import MemoryMap, memory_map
 from compiler.pruning import prune
+from compiler.report_text import as_text, totals_table
 from compiler.result import CompileResult, compile_result
 from compiler.scheduler import Options, Schedule, schedule
 from compiler.target import Target
@@ -40,6 +41,9 @@ class Compiled:
     dense: Schedule
     memory: MemoryMap
     seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        return as_text(totals_table(self.result))
 
     @property
     def step(self) -> Step:

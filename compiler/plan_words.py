@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from compiler.ir import Gemm, HostTask, Update, Window
 from compiler.memory_map import MemoryMap
+from compiler.problem import Problem
 from compiler.scheduler import Placed, Schedule
 from compiler.target import Target
-from compiler.tiling import Problem, Tiling
+from compiler.tiling import Tiling
 from rtl.chunk import WORD_BYTES
 from rtl.errors import ParameterError
 from rtl.instruction import Field

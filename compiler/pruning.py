@@ -45,7 +45,8 @@ def _pruned(gemm: Gemm, plan: LayerPlan) -> Gemm:
 
 def _with_copies(update: Update, readers: set[Gemm]) -> Update:
     """Packed copies for pruned weights, one for each stage that reads them so."""
+    if not readers:
+        return update
     of_weight = {(gemm.stage, gemm.pattern) for gemm in readers if gemm.b == gemm.weight}
     packed = tuple(sorted((stage, pattern) for stage, pattern in of_weight if pattern != DENSE))
-    return replace(update, packed=packed, half=bool(readers) and len(packed) < len(
-        {gemm.stage for gemm in readers}))
+    return replace(update, packed=packed, half=len(packed) < len({gemm.stage for gemm in readers}))

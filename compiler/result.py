@@ -37,8 +37,8 @@ class LayerRow(_Row):
     dense_macs: int = Field(description="Multiply-accumulates without pruning.")
     dram_bytes: int = Field(description="Traffic of device memory.")
     bound: str = Field(description="Busiest resource: array, memory, a port, or vector.")
-    gap: float = Field(description="Cycles above what no mapping can go below, relative.")
-    optimal: bool = Field(description="No mapping of the space is better, to 2e-4.")
+    gap: float = Field(description="Cycles above what no mapping can go below, relative; of the "
+                       "mapper's space, the mapping is the best to 2e-4.")
     stalls: dict[str, float] = Field(description="Cycles by cause.")
 
 
@@ -80,6 +80,7 @@ class Totals(_Row):
     dense_attribution: dict[str, float] = Field(description="The same of the dense schedule.")
     order: str = Field(description="Order of BP and WU that was chosen.")
     updates: str = Field(description="Where the updates run: deferred or end.")
+    pruning: str = Field(description="When weights are pruned: pregenerated or inline.")
 
 
 class CompileResult(_Row):
@@ -127,6 +128,7 @@ def compile_result(
             host_bytes=sum(row.bytes for row in host),
             attribution=vars(attribute(sparse)), dense_attribution=vars(attribute(dense)),
             order=sparse.options.order, updates=sparse.options.updates,
+            pruning=sparse.options.pruning,
         ),
         host=host,
         updates=tuple(
@@ -151,5 +153,5 @@ def _layer(placed: Placed, dense_cycles: int) -> LayerRow:
         array_cycles=tiling.array_cycles, dense_cycles=dense_cycles,
         utilisation=tiling.problem.macs / (placed.cycles * tiling.architecture.pes),
         macs=tiling.problem.macs, dense_macs=gemm.dense_macs, dram_bytes=placed.dram_bytes,
-        bound=tiling.cost.bound, gap=mapped.gap, optimal=True, stalls=vars(attribute_gemm(placed)),
+        bound=tiling.cost.bound, gap=mapped.gap, stalls=vars(attribute_gemm(placed)),
     )

@@ -8,8 +8,8 @@ GEMMs take the array one after the other. What the scheduler decides for the net
 * **Updates.** At the end of the step, or *deferred*: behind the FF of the next step, each before
   the FF that reads its weights. A step that a non-finite gradient spoils is skipped either way:
   all gradients are known before the first update.
-* **Pre-generation.** Updates prune what they write, and FF and BP read packed weights; or pruning
-  is done *inline*, each time weights are read.
+* **Pruning.** *Pre-generated*: updates prune what they write, and FF and BP read packed weights; or
+  *inline*: SORE packs the weights ahead of each GEMM that reads them.
 
 All combinations are costed and the best is kept. Work of the host takes no cycles here: it is
 listed with its traffic.
@@ -18,17 +18,17 @@ listed with its traffic.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from compiler.ir import Gemm, HostTask, Step, Task, Update
 from compiler.mapper import Dataflow, Mapped, best_tiling
 from compiler.optimisers import Optimiser, Sgd
 from compiler.packing import packed_groups
+from compiler.problem import Problem, ceil_div
 from compiler.target import Target
-from compiler.tiling import Problem, ceil_div
 from rtl.chunk import LANES, ChunkFormat
 from rtl.pattern import DENSE
 
@@ -36,6 +36,10 @@ __all__ = ["Options", "Placed", "Schedule", "map_gemm", "problem_of", "schedule"
 
 Order = Literal["bp-first", "wu-first", "wu-last"]
 Updates = Literal["deferred", "end"]
+Pruning = Literal["pregenerated", "inline"]
+_ORDERS: tuple[Order, ...] = ("bp-first", "wu-first", "wu-last")
+_UPDATES: tuple[Updates, ...] = ("deferred", "end")
+_PRUNINGS: tuple[Pruning, ...] = ("pregenerated", "inline")
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,27 @@ class Options:
     Parameters
     ----------
     dataflow: of every GEMM.
-    pregenerate: prune once, in the update; otherwise whenever weights are read.
+    pruning: once, in the update (``pregenerated``), or ahead of each GEMM (``inline``).
     order, updates: see the module.
     overlap: neighbours overlap where they may.
     optimiser: what an update costs.
     """
 
     dataflow: Dataflow = "auto"
-    pregenerate: bool = True
+    pruning: Pruning | Literal["auto"] = "auto"
     order: Order | Literal["auto"] = "auto"
     updates: Updates | Literal["auto"] = "auto"
     overlap: bool = True
     optimiser: Optimiser = field(default_factory=lambda: Sgd(0.1, 0.9, 5e-4))
+
+
+class Use(NamedTuple):
+    """Cycles that a task keeps the units beside the array busy."""
+
+    vector: int = 0
+    memory: int = 0
+    load: int = 0
+    store: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Placed:
 
     ``start``, ``cycles``: when it has the array (a GEMM), the vector engine (an update), or nothing
     of the accelerator (the host: 0 cycles). ``hidden``: cycles of its loads and stores that run
-    behind a neighbour. ``vector``, ``memory``: cycles of the vector engine and of device memory.
+    behind a neighbour. ``use``: cycles of each of the other units.
     """
 
     index: int
@@ -74,8 +87,7 @@ class Placed:
     cycles: int
     mapped: Mapped | None = None
     hidden: int = 0
-    vector: int = 0
-    memory: int = 0
+    use: Use = Use()
     dram_bytes: int = 0
 
 
@@ -110,18 +122,18 @@ class Schedule:
         return self.macs / (self.cycles * self.target.architecture.pes)
 
 
-def problem_of(gemm: Gemm, pregenerate: bool = True) -> Problem:
+def problem_of(gemm: Gemm, pruning: str = "pregenerated") -> Problem:
     """What the mapper needs of a GEMM."""
     weights = gemm.b == gemm.weight and gemm.pattern != DENSE
     return Problem(
         gemm.p, gemm.q, gemm.k, gemm.batch, gemm.taps, gemm.pattern, gemm.vector_ops,
-        gemm.epilogue_words, gemm.result_bytes, inline=weights and not pregenerate,
+        gemm.epilogue_words, gemm.result_bytes, inline=weights and pruning == "inline",
     )
 
 
 def map_gemm(target: Target, gemm: Gemm, options: Options) -> Mapped:
     """The best tiling of a GEMM, or of the same with its groups packed, if that is better."""
-    forms = [problem_of(gemm, options.pregenerate)]
+    forms = [problem_of(gemm, options.pruning)]
     if gemm.b == gemm.weight:
         forms += packed_groups(forms[0])
     found = [best_tiling(target, form, options.dataflow) for form in forms]
@@ -134,15 +146,14 @@ def schedule(target: Target, step: Step, options: Options | None = None) -> Sche
     Raises :class:`compiler.mapper.Infeasible` for a GEMM that no tiling fits.
     """
     options = options or Options()
-    mapped = {index: map_gemm(target, gemm, options) for index, gemm in step.gemms()}
-    orders: Sequence[Order] = (
-        ("bp-first", "wu-first", "wu-last") if options.order == "auto" else (options.order,))
-    modes: Sequence[Updates] = (
-        ("deferred", "end") if options.updates == "auto" else (options.updates,))
-    found = (
-        _place(target, step, replace(options, order=order, updates=mode), mapped)
-        for order in orders for mode in modes
-    )
+    found = []
+    for pruning in _PRUNINGS if options.pruning == "auto" else (options.pruning,):
+        fixed = replace(options, pruning=pruning)
+        mapped = {index: map_gemm(target, gemm, fixed) for index, gemm in step.gemms()}
+        for order in _ORDERS if options.order == "auto" else (options.order,):
+            for updates in _UPDATES if options.updates == "auto" else (options.updates,):
+                found.append(_place(target, step, replace(fixed, order=order, updates=updates),
+                                    mapped))
     return min(found, key=lambda one: one.cycles)
 
 
@@ -161,7 +172,7 @@ def _place(
             ready[one.task.parameter] = one.start + one.cycles  # type: ignore[union-attr]
     hidden = _hidden(step, order, mapped) if options.overlap else {}
     forward_done = not deferred
-    busy = [sum(one.vector for one in placed), sum(one.memory for one in placed)]
+    busy = _total(one.use for one in placed)
     for index in order:
         task = step.tasks[index]
         if isinstance(task, Update):
@@ -179,15 +190,16 @@ def _place(
         cost = mapped[index].tiling.cost
         behind = hidden.get(index, 0)
         cycles = cost.cycles - behind
-        placed.append(Placed(index, task, time, cycles, mapped[index], behind, cost.vector,
-                             cost.memory, cost.dram_bytes))
+        use = Use(cost.vector, cost.memory, cost.load, cost.store)
+        placed.append(Placed(index, task, time, cycles, mapped[index], behind, use,
+                             cost.dram_bytes))
         time += cycles
-        busy = [busy[0] + cost.vector, busy[1] + cost.memory]
+        busy = _total((busy, use))
     if not forward_done:
         time = max(time, *busy)
-    if not deferred:
+    if updates and not deferred:
         placed += _updates(target, updates, options, time)
-        time = max([time, *(one.start + one.cycles for one in placed[-len(updates):])])
+        time = max(time, placed[-1].start + placed[-1].cycles)
     return Schedule(target, step, options, tuple(placed), time)
 
 
@@ -196,21 +208,26 @@ def _updates(
 ) -> Iterator[Placed]:
     """The optimiser on one parameter after the other."""
     optimiser, time = options.optimiser, start
+    pregenerated = options.pruning != "inline"
     for index, update in updates:
         lines = ceil_div(update.elements, target.vector_lanes)
-        packed = {pattern for _, pattern in update.packed} if options.pregenerate else set()
+        packed = {pattern for _, pattern in update.packed} if pregenerated else set()
         vector = lines * (optimiser.vector_ops + len(packed))
         read = update.elements * 4 * (2 + optimiser.states)  # gradient, weight, state
-        written = update.elements * (4 * (1 + optimiser.states)
-                                     + 2 * (update.half or not options.pregenerate))
-        if options.pregenerate:
+        half = update.half or (update.packed and not pregenerated)
+        written = update.elements * (4 * (1 + optimiser.states) + (2 if half else 0))
+        if pregenerated:
             written += sum(round(update.elements * 2 * ChunkFormat(pattern).words / LANES)
                            for _, pattern in update.packed)
         memory = round((read + written) / target.dram_bytes)
-        cycles = max(vector, memory, round(read / target.load_bytes),
-                     round(written / target.store_bytes))
-        yield Placed(index, update, time, cycles, None, 0, vector, memory, read + written)
-        time += cycles
+        use = Use(vector, memory, round(read / target.load_bytes),
+                  round(written / target.store_bytes))
+        yield Placed(index, update, time, max(use), None, 0, use, read + written)
+        time += max(use)
+
+
+def _total(uses: Iterable[Use]) -> Use:
+    return Use(*map(sum, zip(*uses, strict=True)))
 
 
 def _ordered(step: Step, order: str) -> list[int]:

@@ -13,139 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
+from compiler.problem import Cost, Problem, ceil_div
 from compiler.target import Target
 from rtl.architecture import MAX_M, Architecture
-from rtl.chunk import LANES, WORD_BYTES, ChunkFormat
-from rtl.pattern import DENSE, NmPattern
 from rtl.stce import StceTiming
-from sim.cycles import Run
+from sim.cycles import Flow, Run
 
-__all__ = ["Cost", "Problem", "Tiling", "ceil_div"]
-
-Bound = Literal["array", "memory", "load port", "store port", "column port", "vector"]
-
-
-def ceil_div(value: int, unit: int) -> int:
-    """``value / unit``, rounded up."""
-    return -(-value // unit)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What matters of a GEMM for its tiling; K holds ``taps`` runs of channels, padded each.
-
-    Sizes as in :class:`compiler.ir.Gemm`. ``inline``: B is pruned when it is read, so that it lies
-    dense in memory and passes through SORE first.
-    """
-
-    p: int
-    q: int
-    k: int
-    batch: int = 1
-    taps: int = 1
-    pattern: NmPattern = DENSE
-    vector_ops: int = 1
-    epilogue_words: int = 0
-    result_bytes: int = 2
-    inline: bool = False
-
-    @property
-    def groups(self) -> int:
-        """Groups of M along K; each tap's channels are padded to whole groups."""
-        return self.taps * self.pattern.groups(ceil_div(self.k, self.taps))
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates that the array executes; padding of groups counts."""
-        return self.batch * self.p * self.q * self.groups * self.pattern.n
-
-    @property
-    def dense_macs(self) -> int:
-        """Multiply-accumulates without pruning."""
-        return self.batch * self.p * self.q * self.k
-
-    def swapped(self) -> Problem:
-        """The transposed product, ``C^T = B^T @ A^T``."""
-        return Problem(self.q, self.p, self.k, self.batch, self.taps, self.pattern,
-                       self.vector_ops, self.epilogue_words, self.result_bytes)
-
-    @cached_property
-    def a_bytes(self) -> int:
-        """Bytes of A as it is streamed, FP16, im2col expanded."""
-        return self.batch * self.p * self.groups * self.pattern.m * 2
-
-    @cached_property
-    def b_bytes(self) -> float:
-        """Bytes of B in memory: FP16, or packed chunks."""
-        dense = self.batch * self.q * self.groups * self.pattern.m * 2
-        if self.inline:
-            return dense
-        form = ChunkFormat(self.pattern)
-        return dense * form.words / LANES
-
-    @property
-    def c_bytes(self) -> int:
-        """Bytes of C as stored."""
-        return self.batch * self.p * self.q * self.result_bytes
-
-    @property
-    def epilogue_bytes(self) -> int:
-        """Bytes read for what is applied to results on their way out."""
-        return self.batch * self.p * ceil_div(self.q, LANES) * self.epilogue_words * WORD_BYTES
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cycles of one GEMM, and where they go.
-
-    Parameters
-    ----------
-    array: from the first tile to the last result in its buffer, as the RTL counts.
-    memory, load, store, column, vector: cycles that each of these is busy.
-    before, after: loading the first block, draining and storing the last: nothing else runs then,
-        unless a neighbour does (:mod:`compiler.scheduler`).
-    overlaps: blocks are double-buffered, so that all of these work side by side.
-    read_bytes, written_bytes: traffic of device memory.
-    """
-
-    array: int
-    memory: int
-    load: int
-    store: int
-    column: int
-    vector: int
-    before: int
-    after: int
-    overlaps: bool
-    read_bytes: int
-    written_bytes: int
-
-    @property
-    def busy(self) -> int:
-        """Cycles from the first tile's data to the last result, both ends excluded."""
-        parts = (self.array, self.memory, self.load, self.store, self.column, self.vector)
-        return max(parts) if self.overlaps else self.array + max(parts[1:])
-
-    @property
-    def cycles(self) -> int:
-        """All cycles, of a GEMM that runs alone."""
-        return self.before + self.busy + self.after
-
-    @property
-    def bound(self) -> Bound:
-        """What the GEMM waits for most."""
-        parts: dict[Bound, int] = {
-            "array": self.array, "memory": self.memory, "load port": self.load,
-            "store port": self.store, "column port": self.column, "vector": self.vector,
-        }
-        return max(parts, key=lambda name: parts[name])
-
-    @property
-    def dram_bytes(self) -> int:
-        """Traffic of device memory, both ways."""
-        return self.read_bytes + self.written_bytes
+__all__ = ["Tiling"]
 
 
 @dataclass(frozen=True)
@@ -231,33 +106,34 @@ class Tiling:
     @cached_property
     def array_cycles(self) -> int:
         """Cycles of the array, as the RTL counts them for the flow of all tiles."""
-        machine, problem, n = self.architecture, self.problem, self.problem.pattern.n
-        if not self.stationary:
-            cycles = Run(False, n, problem.groups * n, self.tiles).cycles(machine)
-            return cycles if self.target.interleave else cycles * machine.interleave
-        timing = StceTiming(machine)
-        gap = timing.sequencer.stationary_gap(n)
-        last = problem.p - (self.row_blocks - 1) * self.p_block
-        full, rest = (ceil_div(rows, machine.interleave) * n for rows in (self.p_block, last))
-        of_a_block = self.tiles // self.row_blocks
-        # A tile begins `max(passes, gap)` after the one before; the last runs its passes.
-        passes = (of_a_block * ((self.row_blocks - 1) * max(full, gap) + max(rest, gap))
-                  - max(rest, gap) + rest)
-        cycles = timing.start(True) + machine.interleave * passes + timing.finish(True, n)
+        machine, n = self.architecture, self.problem.pattern.n
+        cycles = Flow(self._runs).cycles(machine)
         if self.target.interleave:
             return cycles
-        return cycles * ((n - 1) * machine.interleave + 1) // n
+        # One sum in turn: an addition waits for the one before, in OS for every step, in WS for
+        # the second and later weights of a group.
+        return cycles * (((n - 1) * machine.interleave + 1) if self.stationary
+                         else machine.interleave * n) // n
+
+    @cached_property
+    def _runs(self) -> tuple[Run, ...]:
+        """The tiles of all blocks; the order of runs does not matter to their cycles."""
+        n = self.problem.pattern.n
+        if not self.stationary:
+            return (Run(False, n, self.problem.groups * n, self.tiles),)
+        last = self.problem.p - (self.row_blocks - 1) * self.p_block
+        of_a_block = self.tiles // self.row_blocks
+        full, rest = (ceil_div(rows, self.architecture.interleave) * n
+                      for rows in (self.p_block, last))
+        short = Run(True, n, rest, of_a_block)
+        if self.row_blocks == 1:
+            return (short,)
+        return Run(True, n, full, of_a_block * (self.row_blocks - 1)), short
 
     @cached_property
     def pass_cycles(self) -> int:
         """Cycles in which tiles compute, whether all their rows and columns are in use or not."""
-        machine, n = self.architecture, self.problem.pattern.n
-        if not self.stationary:
-            return self.tiles * self.problem.groups * n * machine.interleave
-        last = self.problem.p - (self.row_blocks - 1) * self.p_block
-        full, rest = (ceil_div(rows, machine.interleave) * n for rows in (self.p_block, last))
-        return (self.tiles // self.row_blocks * ((self.row_blocks - 1) * full + rest)
-                * machine.interleave)
+        return self.architecture.interleave * sum(run.passes * run.tiles for run in self._runs)
 
     @property
     def latency(self) -> int:
@@ -334,18 +210,21 @@ class Tiling:
         machine = self.architecture
         a_trips, b_trips = self.trips
         a_bytes, b_bytes = problem.a_bytes * a_trips, problem.b_bytes * b_trips
-        read, written = a_bytes + b_bytes + problem.epilogue_bytes, problem.c_bytes
+        read, written = a_bytes + b_bytes + problem.epilogue_bytes, float(problem.c_bytes)
         lines = problem.batch * problem.p * ceil_div(problem.q, target.vector_lanes)
         columns = problem.batch * ceil_div(problem.q, machine.cols)
         packed = problem.groups * problem.pattern.n
         column = b_trips * packed * columns
-        if problem.inline:  # SORE takes a word a cycle
-            column = max(column, b_trips * problem.b_bytes / WORD_BYTES)
         share = problem.batch * self.row_blocks * self.column_blocks
         first = (problem.a_bytes / (problem.batch * self.row_blocks)
                  + problem.b_bytes / (problem.batch * self.column_blocks))
         if not self.whole_k:
             first *= self.group_block / problem.groups
+        before = first / min(target.dram_bytes, target.load_bytes)
+        if problem.inline:
+            read, written = read + problem.dense_b_bytes, written + problem.b_bytes
+            before += max(problem.dense_b_bytes / 2 / target.vector_lanes,
+                          (problem.dense_b_bytes + problem.b_bytes) / target.dram_bytes)
         last = max(problem.c_bytes / share / min(target.dram_bytes, target.store_bytes),
                    lines / share * problem.vector_ops)
         return Cost(
@@ -355,9 +234,9 @@ class Tiling:
             store=round(written / target.store_bytes),
             column=round(column),
             vector=lines * problem.vector_ops,
-            before=round(first / min(target.dram_bytes, target.load_bytes)),
+            before=round(before),
             after=round(last),
             overlaps=self.overlaps,
             read_bytes=round(read),
-            written_bytes=written,
+            written_bytes=round(written),
         )

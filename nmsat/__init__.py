@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from algorithms import sparsify
+    from compiler.pipeline import compile_model as compile
     from rtl.architecture import Architecture
     from rtl.pattern import NmPattern
 
-__all__ = ["Architecture", "NmPattern", "__version__", "sparsify"]
+__all__ = ["Architecture", "NmPattern", "__version__", "compile", "sparsify"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Architecture": "rtl.architecture",
-    "NmPattern": "rtl.pattern",
-    "sparsify": "algorithms",
+    "Architecture": ("rtl.architecture", "Architecture"),
+    "NmPattern": ("rtl.pattern", "NmPattern"),
+    "compile": ("compiler.pipeline", "compile_model"),
+    "sparsify": ("algorithms", "sparsify"),
 }
 
 
@@ -30,7 +32,8 @@ def __getattr__(name: str) -> object:
     # Importing PyTorch takes seconds; `nmsat --help` should not wait for it.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home, attribute = _HOMES[name]
+    return getattr(importlib.import_module(home), attribute)
 
 
 def __dir__() -> list[str]:

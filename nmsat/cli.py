@@ -32,9 +32,11 @@ app = typer.Typer(
 _INTERRUPTED = 130
 """What Typer makes of a keyboard interrupt, the shell's 128 + SIGINT."""
 _SIZES = ("tiny", "small", "full")
+_SHOWN_LAYERS = 24
+"""GEMMs that `compile` prints, those with the most cycles; its files have all of them."""
 _SHOWN = {
     "workload": "WORKLOAD", "method": "--method", "pattern": "--pattern", "size": "--size",
-    "epochs": "--epochs", "seed": "--seed",
+    "epochs": "--epochs", "seed": "--seed", "workers": "--jobs", "cluster": "--cluster",
 }
 """Parameters of the Python API by the names that the command line has for them."""
 
@@ -208,6 +210,63 @@ def train(
         _stdout().print(train_table(result))
 
 
+@app.command("compile")
+def compile_(
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD|package.module:factory")],
+    batch: Annotated[str | None, typer.Option(
+        "--batch", metavar="B", help="Examples a step; by default the workload's.")] = None,
+    pattern: PatternOption = "2:8",
+    method: Annotated[str, typer.Option(
+        "--method", metavar="dense|srste|sdgp|sdwp|bdwp|...", help="Training method.")] = "bdwp",
+    arch: ArchOption = "paper",
+    size: SizeOption = "full",
+    paths: Annotated[str, typer.Option(
+        "--paths", metavar="matched|built",
+        help="Ports and vector engine: as wide as the card's memory, or the chip's.")] = "matched",
+    forward: Annotated[bool, typer.Option(
+        "--forward", help="The forward pass alone, not a training step.")] = False,
+    host_fallback: Annotated[bool, typer.Option(
+        "--host-fallback", help="Run operators of unknown cost on the host.")] = False,
+    output: Annotated[Path | None, typer.Option(
+        "-o", "--output", metavar="DIR",
+        help="Folder for program.bin, compile.json, report.html and trace.json.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Schedule a model's training step on the accelerator and explain it."""
+    _choice("--size", size, _SIZES)
+    count = None if batch is None else _integer("--batch", batch, 1)
+    chosen = _hardware_pattern(pattern)
+    from nmsat.output import Outputs
+    from rtl.architecture import Architecture
+
+    architecture = Architecture.load(arch)
+    with Outputs() as outputs:
+        json_file = None if json is None else outputs.file("--json", json)
+        from benchmarks.sources import source
+        from compiler.outputs import FILES, render
+        from compiler.report_text import host_table, layer_table, totals_table
+        from compiler.target import Target
+        from nmsat.progress import terminal_reporter
+
+        folder = None if output is None else outputs.folder("-o", output)
+        files = {} if folder is None else {
+            name: outputs.file("-o", folder / name) for name in FILES}
+        target = Target.of(architecture, paths)
+        with terminal_reporter().task(f"compiling {workload}", None):
+            compiled = source(workload, size, count).compiled(
+                arch=target, method=method, pattern=chosen, training=not forward,
+                host_fallback=host_fallback,
+            )
+            result = compiled.result
+        console = _stdout()
+        console.print(layer_table(result, _SHOWN_LAYERS), host_table(result), totals_table(result))
+        if files:
+            for name, content in render(compiled).items():
+                outputs.bytes(files[name], content)
+        if json_file is not None:
+            outputs.text(json_file, result.model_dump_json(indent=2))
+
+
 @app.command()
 def cosim(
     workload: WorkloadArgument,
@@ -271,8 +330,9 @@ def bench(
             json_files.append(outputs.file("-o", folder / "bench.json"))
         from benchmarks.registry import WORKLOADS
         from benchmarks.runner import bench as run_bench
+        from compiler.report_text import as_text
         from nmsat.progress import terminal_reporter
-        from nmsat.views import rows_json, tables_text
+        from nmsat.views import rows_json
 
         report = run_bench(list(WORKLOADS) if every else workloads or [], arch=architecture,
                            pattern=chosen, quick=quick, size=size, progress=terminal_reporter())
@@ -282,7 +342,7 @@ def bench(
         for file in json_files:
             outputs.text(file, rows_json(report.rows))
         if text_file is not None:
-            outputs.text(text_file, tables_text(report.tables()))
+            outputs.text(text_file, as_text(*report.tables()))
     _require_agreement(report.mismatches)
 
 
@@ -307,6 +367,68 @@ def rtl(
             find_yosys(lambda note: advance(0, note))
             outputs.text(target, cached_verilog(architecture, "sat").rstrip("\n"))
     print(f"{output}: top module sat, {architecture.rows} x {architecture.cols} USPEs")
+
+
+@app.command()
+def explore(
+    workloads: Annotated[list[str], typer.Argument(metavar="WORKLOAD ...")],
+    rows: Annotated[str, typer.Option(
+        "--rows", metavar="R,...", help="Rows of the array.")] = "8,16,32",
+    cols: Annotated[str, typer.Option(
+        "--cols", metavar="C,...", help="Columns of the array.")] = "8,16,32",
+    pattern: Annotated[str, typer.Option(
+        "--pattern", metavar="N:M,...", help="Weights kept: N of every M.")] = "2:4,2:8,2:16",
+    bandwidth: Annotated[str, typer.Option(
+        "--bandwidth", metavar="GB/s,...", help="Device memory; share: of the paper's card, what "
+        "the array has by its number of USPEs.")] = "19.2,38.4,76.8",
+    stages: Annotated[str, typer.Option(
+        "--stages", metavar="L,...", help="Pipeline stages of the FP32 adder.")] = "4",
+    batch: Annotated[str | None, typer.Option(
+        "--batch", metavar="B", help="Examples a step; by default the workload's.")] = None,
+    size: SizeOption = "full",
+    jobs: Annotated[str | None, typer.Option(
+        "--jobs", metavar="N", help="Worker processes; by default one a core.")] = None,
+    cluster: Annotated[str | None, typer.Option(
+        "--cluster", metavar="dask|tcp://HOST:PORT",
+        help="Workers of a Dask cluster: one made on this machine, or one that runs.")] = None,
+    output: Annotated[Path | None, typer.Option(
+        "-o", "--output", metavar="DIR", help="Folder for explore.json and pareto.svg.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Rank architectures by speed, resources and energy, and find the Pareto front."""
+    _choice("--size", size, _SIZES)
+    count = None if batch is None else _integer("--batch", batch, 1)
+    workers = None if jobs is None else _integer("--jobs", jobs, 1)
+    from nmsat.grid_options import parse_grid
+
+    grid = parse_grid(rows, cols, pattern, bandwidth, stages)
+    from nmsat.output import Outputs
+
+    with Outputs() as outputs:
+        json_files = [] if json is None else [outputs.file("--json", json)]
+        plot_file = None
+        if output is not None:
+            folder = outputs.folder("-o", output)
+            json_files.append(outputs.file("-o", folder / "explore.json"))
+            plot_file = outputs.file("-o", folder / "pareto.svg")
+        from benchmarks.exploration import run as run_exploration
+        from benchmarks.exploration_tables import tables, verdict
+        from nmsat.progress import terminal_reporter
+
+        found = run_exploration(workloads, grid, size=size, batch=count, workers=workers,
+                                cluster=cluster, reporter=terminal_reporter())
+        console = _stdout()
+        for table in tables(found):
+            console.print(table)
+        console.print(verdict(found), soft_wrap=True)
+        for file in json_files:
+            outputs.text(file, found.model_dump_json(indent=2))
+        if plot_file is not None and found.points:
+            from benchmarks.pareto_plot import pareto_plot
+
+            pareto_plot(found, plot_file)
+    if not found.front:
+        raise typer.Exit(1)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -78,6 +78,12 @@ class Outputs:
         """Write text and a final newline."""
         scratch.write_text(content + "\n", encoding="utf-8")
 
+    @staticmethod
+    def bytes(scratch: Path, content: str | bytes) -> None:
+        """Write content as it is."""
+        raw = content.encode() if isinstance(content, str) else content
+        scratch.write_bytes(raw)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from pydantic import TypeAdapter
-from rich.console import Console, RenderableType
 from rich.table import Table
 
 from benchmarks.results import BenchRow
@@ -14,7 +12,7 @@ from benchmarks.workload import TrainResult
 from compiler.gemm import GemmResult
 from rtl.pattern import NmPattern
 
-__all__ = ["gemm_table", "rows_json", "tables_text", "train_table"]
+__all__ = ["gemm_table", "rows_json", "train_table"]
 
 
 def _figures(title: str, *lines: tuple[str, str]) -> Table:
@@ -59,11 +57,3 @@ def train_table(result: TrainResult) -> Table:
 def rows_json(rows: Sequence[BenchRow]) -> str:
     """Benchmark rows as a JSON list."""
     return TypeAdapter(list[BenchRow]).dump_json(list(rows), indent=2).decode()
-
-
-def tables_text(tables: Sequence[RenderableType]) -> str:
-    """Tables as plain text."""
-    page = Console(file=io.StringIO(), width=120)
-    with page.capture() as captured:
-        page.print(*tables, sep="\n")
-    return captured.get().rstrip("\n")

@@ -1,0 +1,154 @@
+"""The paper's networks at full size, compiled for the ``paper`` preset: BDWP 2:8 against dense.
+
+``python -m benchmarks.networks`` prints the speed-ups at several batch sizes and where the cycles
+of the large batch go. Everything is the schedule's model, whose array cycles the RTL confirms
+(:mod:`benchmarks.sampled_layers`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rich.table import Table
+
+from benchmarks.console import stdout
+from benchmarks.sources import source
+from compiler.attribution import attribute
+from compiler.pipeline import Compiled
+from compiler.scheduler import Schedule, schedule
+from compiler.target import Target
+from rtl.architecture import PRESETS
+
+__all__ = ["BATCHES", "NETWORKS", "Row", "compile_networks", "main"]
+
+NETWORKS = ("resnet9", "vgg19", "vit", "resnet18", "resnet50")
+"""The five networks whose mean is compared with the paper's."""
+
+BATCHES = (None, 64, 32)
+"""Batch sizes: the default of each network (512; ResNet-50: 256), and small ones."""
+
+MEAN, LEAST, DENSE_UTILISATION = 1.92, 1.84, 0.97
+"""What must be reached at the default batch: mean speed-up, least of a network, dense baseline."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network at one batch size."""
+
+    compiled: Compiled
+    built: tuple[Schedule, Schedule] | None = None
+
+    @property
+    def speedup(self) -> float:
+        """Dense cycles over sparse cycles."""
+        return self.compiled.dense.cycles / self.compiled.sparse.cycles
+
+    @property
+    def mac_bound(self) -> float:
+        """Dense MACs over executed MACs."""
+        return self.compiled.dense.macs / self.compiled.sparse.macs
+
+    @property
+    def built_speedup(self) -> float:
+        """The same with the ports of the chip as it is built."""
+        if self.built is None:
+            raise AssertionError("not scheduled for the chip as built")
+        sparse, dense = self.built
+        return dense.cycles / sparse.cycles
+
+
+def compile_networks(batch: int | None = None, *, built: bool = False) -> list[Row]:
+    """All five, for the ``paper`` preset; with ``built``, for the chip's own ports too."""
+    rows = []
+    for name in NETWORKS:
+        compiled = source(name, "full", batch).compiled()
+        pair = None
+        if built:
+            target = Target.of(PRESETS["paper"], "built")
+            pair = (schedule(target, compiled.sparse.step), schedule(target, compiled.dense.step))
+        rows.append(Row(compiled, pair))
+    return rows
+
+
+def speed_table(rows: Sequence[Row]) -> Table:
+    """Speed-up, utilisation and bounds of one batch size."""
+    table = Table(title="BDWP 2:8 against dense, 32 x 32 at 200 MHz, 76.8 GB/s, a whole step")
+    table.add_column("network")
+    for heading in ("batch", "dense cycles", "2:8 cycles", "speed-up", "MAC bound", "dense util.",
+                    "2:8 util.", "GFLOPS", "ports as built"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        one = row.compiled
+        table.add_row(
+            one.name, str(one.batch), f"{one.dense.cycles:,}", f"{one.sparse.cycles:,}",
+            f"{row.speedup:.3f}x", f"{row.mac_bound:.3f}x", f"{one.dense.utilisation:.1%}",
+            f"{one.sparse.utilisation:.1%}", f"{one.result.totals.effective_gflops:,.0f}",
+            f"{row.built_speedup:.2f}x" if row.built else "",
+        )
+    table.add_section()
+    table.add_row(
+        "mean", "", "", "", f"{fmean(row.speedup for row in rows):.3f}x",
+        f"{fmean(row.mac_bound for row in rows):.3f}x",
+        *("",) * 3, f"{fmean(row.built_speedup for row in rows):.2f}x" if rows[0].built else "",
+    )
+    return table
+
+
+def attribution_table(rows: Sequence[Row]) -> Table:
+    """Where the cycles go, dense and 2:8, in per cent of the dense step."""
+    table = Table(title="Where the cycles go, % of the dense step's")
+    table.add_column("network")
+    table.add_column("batch", justify="right")
+    names = list(vars(attribute(rows[0].compiled.sparse)))
+    table.add_column("method")
+    for name in (*names, "sum"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        whole = row.compiled.dense.cycles
+        for method, one in (("dense", row.compiled.dense), ("bdwp", row.compiled.sparse)):
+            shares = attribute(one)
+            table.add_row(
+                row.compiled.name if method == "dense" else "", str(row.compiled.batch), method,
+                *(f"{100 * value / whole:.2f}" for value in vars(shares).values()),
+                f"{100 * shares.cycles / whole:.2f}",
+            )
+    return table
+
+
+def verdict(rows: Sequence[Row]) -> tuple[bool, str]:
+    """Whether the targets are met, in a sentence."""
+    mean = fmean(row.speedup for row in rows)
+    least = min(rows, key=lambda row: row.speedup)
+    idle = min(rows, key=lambda row: row.compiled.dense.utilisation)
+    holds = (mean >= MEAN and least.speedup >= LEAST
+             and idle.compiled.dense.utilisation >= DENSE_UTILISATION)
+    return holds, (
+        f"Target: mean at least {MEAN}x, none below {LEAST}x, dense utilisation at least "
+        f"{DENSE_UTILISATION:.0%}. Mean {mean:.3f}x, least {least.speedup:.3f}x "
+        f"({least.compiled.name}), least dense utilisation "
+        f"{idle.compiled.dense.utilisation:.1%} ({idle.compiled.name}): "
+        f"{'holds' if holds else 'does not hold'}."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables; status 1 if the targets are missed."""
+    argparse.ArgumentParser(prog="python -m benchmarks.networks",
+                            description=__doc__).parse_args(arguments)
+    console = stdout()
+    by_batch = [compile_networks(batch, built=True) for batch in BATCHES]
+    for rows in by_batch:
+        console.print(speed_table(rows))
+    for rows in by_batch:
+        console.print(attribution_table(rows))
+    holds, text = verdict(by_batch[0])
+    console.print(text, soft_wrap=True)
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
