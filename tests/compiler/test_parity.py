@@ -1,0 +1,98 @@
+"""Random layers, model against RTL: the array to the cycle, the chip within two per cent.
+
+A drift in either direction fails. Seeds are in the test's name.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from compiler.allocator import Region
+from compiler.chip_gemm import emit_forward
+from compiler.chip_run import ChipRun
+from compiler.conv_geometry import ConvGeometry
+from compiler.gemm import run_mapping
+from compiler.ir import Conv
+from compiler.mapper import best_tiling
+from compiler.problem import Problem
+from compiler.sampling import sample_of
+from compiler.target import Target
+from compiler.tensors import Matrix, PackedWeights
+from rtl.architecture import PRESETS
+from rtl.axi import BOUNDARY
+from rtl.pattern import DENSE, NmPattern
+from sim import golden
+from sim.chip import Chip, MemoryModel
+from sim.chip_cycles import predict
+from sim.engine import RtlEngine
+
+PATTERNS = (DENSE, NmPattern(2, 8), NmPattern(1, 4), NmPattern(2, 4), NmPattern(2, 16))
+MEMORY = MemoryModel(bandwidth=24.0)
+
+
+@pytest.fixture(scope="module")
+def engine() -> RtlEngine:
+    return RtlEngine(PRESETS["tiny"])
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_array_cycles_of_a_random_gemm_are_exact(engine: RtlEngine, seed: int) -> None:
+    rng = random.Random(seed)
+    problem = Problem(
+        rng.randint(1, 400), rng.randint(1, 120), rng.randint(1, 600),
+        batch=rng.choice((1, 1, 7)), pattern=rng.choice(PATTERNS),
+    )
+    target = Target.of(PRESETS["tiny"])
+    for dataflow in ("auto", "ws", "os"):
+        sample = sample_of(best_tiling(target, problem, dataflow).tiling)  # type: ignore[arg-type]
+        shape = sample.mapping.shape
+        values = np.random.default_rng(seed)
+        a, b = (values.standard_normal(sizes).astype(np.float16)
+                for sizes in ((shape.batch, shape.p, shape.k), (shape.batch, shape.k, shape.q)))
+        if shape.batch == 1:
+            a, b = a[0], b[0]
+        c, cycles, _ = run_mapping(sample.mapping, a, b, engine, stall_seed=0)
+        assert cycles == sample.model_cycles == sample.mapping.cycles(), (seed, shape)
+        want = golden.gemm(a, b, shape.pattern) if shape.batch == 1 else np.stack(
+            [golden.gemm(*pair, shape.pattern) for pair in zip(a, b, strict=True)])
+        assert np.array_equal(c.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.fixture(scope="module")
+def chip() -> Iterator[Chip]:
+    with Chip(PRESETS["tiny"], 1 << 22, model=MEMORY) as chip:
+        yield chip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_random_layer_takes_the_chip_as_long_as_the_model_says(chip: Chip, seed: int) -> None:
+    rng = random.Random(seed)
+    kernel = rng.choice((1, 3, 3, 5))
+    conv = Conv((kernel, kernel), (stride := rng.choice((1, 1, 2)), stride),
+                (kernel // 2,) * 4)
+    side, c_in, c_out = rng.randint(4, 12), rng.choice((16, 24, 40)), rng.choice((16, 32, 48))
+    pattern = rng.choice(PATTERNS)
+    geometry = ConvGeometry(conv, rng.randint(1, 3), side, side, c_in, c_out)
+    run = ChipRun(chip.architecture)
+    sizes = kernel * kernel, c_in, c_out
+    weights = run.place(Matrix(*sizes, half=True) if pattern == DENSE
+                        else PackedWeights(*sizes, pattern), Region.WEIGHTS)
+    x, y = run.place(geometry.input()), run.place(geometry.output())
+    emit_forward(run.builder, geometry, x, weights, y)
+    program, bases = run.builder.program(), run.space.bases()
+    at = -(-run.space.size() // BOUNDARY) * BOUNDARY
+    chip.memory[:] = 0
+    chip.load(program, at)
+    chip.start(at, bases)
+    counters = chip.counters()
+    model = predict(program, chip.architecture, MEMORY, bases, at)
+    print(f"seed {seed}: {geometry}, {pattern}: RTL {counters['cycles']:,}, model "
+          f"{model.cycles:,}, {model.cycles / counters['cycles'] - 1:+.2%}")
+    assert model.macs == counters["macs"]
+    assert model.cycles == pytest.approx(counters["cycles"], rel=0.02)
+    assert model.read_beats == pytest.approx(counters["read_beats"], rel=0.02)
+    assert model.write_beats == counters["write_beats"]
