@@ -79,7 +79,7 @@ def speed_table(rows: Sequence[Row]) -> Table:
     table = Table(title="BDWP 2:8 against dense, 32 x 32 at 200 MHz, 76.8 GB/s, a whole step")
     table.add_column("network")
     for heading in ("batch", "dense cycles", "2:8 cycles", "speed-up", "MAC bound", "dense util.",
-                    "2:8 util.", "GFLOPS", "ports as built"):
+                    "2:8 util.", "GFLOPS", "compile, s", "ports as built"):
         table.add_column(heading, justify="right")
     for row in rows:
         one = row.compiled
@@ -87,13 +87,13 @@ def speed_table(rows: Sequence[Row]) -> Table:
             one.name, str(one.batch), f"{one.dense.cycles:,}", f"{one.sparse.cycles:,}",
             f"{row.speedup:.3f}x", f"{row.mac_bound:.3f}x", f"{one.dense.utilisation:.1%}",
             f"{one.sparse.utilisation:.1%}", f"{one.result.totals.effective_gflops:,.0f}",
-            f"{row.built_speedup:.2f}x" if row.built else "",
+            f"{sum(one.seconds.values()):.1f}", f"{row.built_speedup:.2f}x" if row.built else "",
         )
     table.add_section()
     table.add_row(
         "mean", "", "", "", f"{fmean(row.speedup for row in rows):.3f}x",
         f"{fmean(row.mac_bound for row in rows):.3f}x",
-        *("",) * 3, f"{fmean(row.built_speedup for row in rows):.2f}x" if rows[0].built else "",
+        *("",) * 4, f"{fmean(row.built_speedup for row in rows):.2f}x" if rows[0].built else "",
     )
     return table
 

@@ -18,8 +18,8 @@ from compiler.summaries import causes, host_groups, memory_rows, stage_rows
 __all__ = ["html_report"]
 
 _PATHS = {
-    "matched": "ports as wide as the card's memory and a vector lane for each column; "
-               "not built in RTL yet",
+    "wide": "four bytes loaded, two stored and one vector lane for each column; beyond eight "
+            "columns not built in RTL yet",
     "built": "load port, store port and vector engine as built in RTL",
 }
 

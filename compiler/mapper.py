@@ -3,8 +3,9 @@
 Every variant (dataflow, operand that plays B, shape of a tile) and, of each, a ladder of block
 sizes is costed, best bounds first. A variant is left, or never entered, once the best found is
 within :data:`CLOSE` of the array cycles that it needs at least: the result is the best of the space
-to that precision. How far it can be from what no tiling at all can go below says
-:func:`lower_bound`.
+to that precision. Among tilings that fast, the one that moves the fewest bytes is taken: what it
+leaves of the memory goes to updates and neighbours. How far the result can be from what no tiling
+at all can go below says :func:`lower_bound`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from compiler.tiling import Tiling
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE
 
-__all__ = ["CLOSE", "Infeasible", "Mapped", "best_tiling", "lower_bound", "tilings"]
+__all__ = ["CLOSE", "FRUGAL", "Infeasible", "Mapped", "best_tiling", "lower_bound", "tilings"]
 
-CLOSE = 2e-4
+CLOSE = 2e-3
 """Relative precision of the search."""
+FRUGAL = 1.1
+"""Traffic, relative to moving each operand once, below which a fast tiling is not improved on."""
 
 Dataflow = Literal["auto", "ws", "os"]
 _LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
@@ -86,22 +89,30 @@ def best_tiling(target: Target, problem: Problem, dataflow: Dataflow = "auto") -
     if dataflow not in ("auto", "ws", "os"):
         raise ParameterError("dataflow", dataflow, "must be auto, ws or os", "auto")
     bound = lower_bound(target, problem)
-    best: Tiling | None = None
-    evaluated = 0
     variants = [v for v in _variants(target, problem) if dataflow in ("auto", v.dataflow)]
+    found: list[Tiling] = []
+    least = None
     for floor, variant in sorted(((_floor(one), one) for one in variants),
                                  key=lambda pair: pair[0]):
-        if best is not None and best.cost.cycles <= floor * (1 + CLOSE):
+        if least is not None and least * (1 + CLOSE) < floor:
             break
         for tiling in tilings(variant):
-            evaluated += 1
-            if best is None or _key(tiling) < _key(best):
-                best = tiling
-                if best.cost.cycles <= max(floor, bound) * (1 + CLOSE):
-                    break
-    if best is None:
+            found.append(tiling)
+            cycles = tiling.cost.cycles
+            least = cycles if least is None else min(least, cycles)
+            if cycles <= max(floor, bound) * (1 + CLOSE) and (
+                    tiling.cost.dram_bytes <= FRUGAL * problem.moved_bytes):
+                break
+        else:
+            continue
+        if cycles <= bound * (1 + CLOSE):
+            break
+    if least is None:
         raise _shortage(target, problem, dataflow, variants)
-    return Mapped(best, bound, evaluated)
+    limit = least * (1 + CLOSE)
+    best = min((one for one in found if one.cost.cycles <= limit),
+               key=lambda one: (one.cost.dram_bytes, one.cost.cycles))
+    return Mapped(best, bound, len(found))
 
 
 def _floor(variant: Tiling) -> int:
@@ -112,10 +123,6 @@ def _floor(variant: Tiling) -> int:
     return (problem.batch * ceil_div(problem.q, machine.cols)
             * ceil_div(problem.groups, machine.rows)
             * ceil_div(problem.p, machine.interleave) * machine.interleave * problem.pattern.n)
-
-
-def _key(tiling: Tiling) -> tuple[int, int]:
-    return tiling.cost.cycles, tiling.cost.dram_bytes
 
 
 def _variants(target: Target, problem: Problem) -> Iterator[Tiling]:

@@ -79,6 +79,11 @@ class Problem:
         return self.batch * self.p * self.q * self.result_bytes
 
     @property
+    def moved_bytes(self) -> float:
+        """Traffic if every operand is moved once, im2col expanded."""
+        return self.a_bytes + self.b_bytes + self.c_bytes + self.epilogue_bytes
+
+    @property
     def epilogue_bytes(self) -> int:
         """Bytes read for what is applied to results on their way out."""
         return self.batch * self.p * ceil_div(self.q, LANES) * self.epilogue_words * WORD_BYTES

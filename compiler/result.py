@@ -38,7 +38,7 @@ class LayerRow(_Row):
     dram_bytes: int = Field(description="Traffic of device memory.")
     bound: str = Field(description="Busiest resource: array, memory, a port, or vector.")
     gap: float = Field(description="Cycles above what no mapping can go below, relative; of the "
-                       "mapper's space, the mapping is the best to 2e-4.")
+                       "mapper's space, the mapping is the best to 2e-3.")
     stalls: dict[str, float] = Field(description="Cycles by cause.")
 
 
@@ -88,7 +88,7 @@ class CompileResult(_Row):
 
     workload: str = Field(description="Workload or model.")
     arch: str = Field(description="Architecture.")
-    paths: str = Field(description="Description of ports and vector engine: matched or built.")
+    paths: str = Field(description="Description of ports and vector engine: wide or built.")
     method: str = Field(description="Training method.")
     pattern: str = Field(description="N:M, or dense.")
     batch: int = Field(description="Examples a step; 0 if the model's input has no batch axis.")

@@ -4,8 +4,10 @@ The array is the RTL's, cycle by cycle. Of the paths around it two descriptions 
 
 * ``built``: the chip of :mod:`rtl.sat`. A load port and a store port of one 32-byte word a cycle, a
   vector engine of 16 lanes. It keeps arrays up to 16 x 16 busy.
-* ``matched``: ports as wide as the card's memory and a vector lane for each column of the array.
-  What the ``paper`` preset needs to use the bandwidth of its card; not built in RTL yet.
+* ``wide``: for each column of the array four bytes loaded a cycle, two stored, and one vector lane;
+  for 32 columns four words, two words, 32 lanes. What a 32 x 32 array needs to be kept busy on 2:8
+  (``python -m benchmarks.ports``). Up to eight columns it is the chip as built; beyond, it is not
+  in the RTL yet.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from rtl.errors import ParameterError, closest
 
 __all__ = ["PATHS", "Paths", "Target"]
 
-Paths = Literal["matched", "built"]
-PATHS: tuple[Paths, ...] = ("matched", "built")
+Paths = Literal["wide", "built"]
+PATHS: tuple[Paths, ...] = ("wide", "built")
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,22 @@ class Target:
     load_bytes: float
     store_bytes: float
     vector_lanes: int
-    paths: Paths = "matched"
+    paths: Paths = "wide"
     interleave: bool = True
 
     @classmethod
-    def of(cls, architecture: Architecture, paths: str = "matched") -> Self:
+    def of(cls, architecture: Architecture, paths: str = "wide") -> Self:
         """The surroundings of one kind; memory as in the architecture.
 
         Raises :class:`ParameterError` for paths that are not one of :data:`PATHS`.
         """
-        dram = architecture.dram_bytes
-        if paths == "matched":
-            return cls(architecture, dram, dram, dram, max(LANES, architecture.cols), "matched")
-        if paths == "built":
-            return cls(architecture, dram, WORD_BYTES, WORD_BYTES, LANES, "built")
-        raise ParameterError("paths", paths, f"must be one of {', '.join(PATHS)}",
-                             closest(paths, PATHS) or "matched")
+        if paths not in PATHS:
+            raise ParameterError("paths", paths, f"must be one of {', '.join(PATHS)}",
+                                 closest(paths, PATHS) or "wide")
+        columns = architecture.cols if paths == "wide" else 0
+        return cls(architecture, architecture.dram_bytes, max(WORD_BYTES, 4 * columns),
+                   max(WORD_BYTES, 2 * columns), max(LANES, columns),
+                   "wide" if paths == "wide" else "built")
 
     def seconds(self, cycles: float) -> float:
         """Time of ``cycles`` at the architecture's clock."""

@@ -36,7 +36,8 @@ _SHOWN_LAYERS = 24
 """GEMMs that `compile` prints, those with the most cycles; its files have all of them."""
 _SHOWN = {
     "workload": "WORKLOAD", "method": "--method", "pattern": "--pattern", "size": "--size",
-    "epochs": "--epochs", "seed": "--seed", "workers": "--jobs", "cluster": "--cluster",
+    "epochs": "--epochs", "seed": "--seed", "paths": "--paths", "workers": "--jobs",
+    "cluster": "--cluster",
 }
 """Parameters of the Python API by the names that the command line has for them."""
 
@@ -221,8 +222,8 @@ def compile_(
     arch: ArchOption = "paper",
     size: SizeOption = "full",
     paths: Annotated[str, typer.Option(
-        "--paths", metavar="matched|built",
-        help="Ports and vector engine: as wide as the card's memory, or the chip's.")] = "matched",
+        "--paths", metavar="wide|built",
+        help="Ports and vector engine: wide enough for the array, or the chip's.")] = "wide",
     forward: Annotated[bool, typer.Option(
         "--forward", help="The forward pass alone, not a training step.")] = False,
     host_fallback: Annotated[bool, typer.Option(

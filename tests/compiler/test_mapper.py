@@ -86,7 +86,7 @@ def test_a_depthwise_convolution_runs_as_one_of_sixteen() -> None:
     assert packed.pattern == NmPattern(1, 16)
     assert packed.macs == depthwise.macs
     plain, better = (best_tiling(PAPER, one).tiling.cost.cycles for one in (depthwise, packed))
-    assert better < plain / 10
+    assert better < plain / 5
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(3, 8), (16, 4), (4, 1)])
@@ -117,6 +117,6 @@ def test_an_unknown_dataflow_is_refused() -> None:
 
 
 def test_unknown_paths_are_refused() -> None:
-    with pytest.raises(ParameterError, match=r"paths='bult': must be one of matched, built; .*"
+    with pytest.raises(ParameterError, match=r"paths='bult': must be one of wide, built; .*"
                                              "built"):
         Target.of(PRESETS["paper"], "bult")
