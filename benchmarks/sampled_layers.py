@@ -127,7 +127,8 @@ def _attention_operands(gemm: Gemm, attention: _Attention) -> tuple[Half, Half]:
                          for one in (attention.query, attention.key, attention.value))
     weights = torch.softmax(torch.from_numpy(query.astype(np.float32)) @ torch.from_numpy(
         key.astype(np.float32)).mT / query.shape[-1] ** 0.5, -1).half().numpy()
-    for a, b in ((query, key.swapaxes(1, 2)), (weights, value), (weights.swapaxes(1, 2), value)):
+    turned = query.swapaxes(1, 2)
+    for a, b in ((query, key.swapaxes(1, 2)), (weights, value), (turned, weights)):
         if (a.shape[1], a.shape[2], b.shape[2]) == (gemm.p, gemm.k, gemm.q):
             return a, b
     raise AssertionError(f"{gemm.name}: no operands of {gemm.p} x {gemm.k} x {gemm.q}")

@@ -63,14 +63,16 @@ BEGIN = WordKind("begin", 1, "The first word: what the program was made for.", (
     Field("memory", 40, "Words of device memory in use."),
 ))
 WINDOW = WordKind("window", 2, "Geometry of the convolution whose GEMM follows.", (
-    *(Field(f"{what}_{axis}", width, f"{what} {axis}.") for what, width in (
-        ("kernel", 8), ("stride", 8), ("dilation", 8), ("size", 16), ("out", 16))
-      for axis in ("y", "x")),
-    *(Field(f"pad_{side}", 8, f"Zeros {side}.", -128) for side in ("left", "right", "top",
-                                                                   "bottom")),
+    *(Field(f"{what}_{axis}", width, f"{doc}, {way}.") for what, width, doc in (
+        ("kernel", 8, "Kernel positions"), ("stride", 8, "Input pixels from an output to the next"),
+        ("dilation", 8, "Input pixels from a kernel position to the next"),
+        ("size", 16, "Input pixels"), ("out", 16, "Output pixels"))
+      for axis, way in (("y", "down"), ("x", "across"))),
+    *(Field(f"pad_{side}", 8, f"Zeros {side} of the input; negative: pixels left out.", -128)
+      for side in ("left", "right", "top", "bottom")),
 ))
 GEMM = WordKind("gemm", 3, "C (P, Q) = A (P, K) @ B (K, Q), `batch` times.", (
-    Field("layer", 16, "Number of the layer, in order of first use."),
+    Field("layer", 16, "Number of the layer; counted with the parameters, as they come."),
     Field("stage", 2, "FF 0, BP 1, WU 2.", 0, 2),
     Field("p", 36, "Rows of A, as it runs.", 1), Field("q", 36, "Columns of B.", 1),
     Field("k", 36, "Length of the reduction.", 1), Field("batch", 24, "GEMMs.", 1),
@@ -90,7 +92,7 @@ GEMM = WordKind("gemm", 3, "C (P, Q) = A (P, K) @ B (K, Q), `batch` times.", (
     _address("a", "Operand A"), _address("b", "Operand B"), _address("c", "Result C"),
 ))
 UPDATE = WordKind("update", 4, "The optimiser on one parameter, pruning what it writes.", (
-    Field("layer", 16, "Number of the parameter, in order of updates."),
+    Field("layer", 16, "Number of the parameter."),
     Field("elements", 40, "Elements of the parameter.", 1),
     Field("copies", 2, "Packed copies written.", 0, 2),
     Field("half", 1, "An FP16 copy is written."),
