@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean
 
 from rich.table import Table
 
 from benchmarks.console import stdout
 from benchmarks.sources import source
-from compiler.attribution import attribute
+from compiler.attribution import Attribution, attribute
 from compiler.pipeline import Compiled
 from compiler.scheduler import Schedule, schedule
 from compiler.target import Target
@@ -74,48 +74,49 @@ def compile_networks(batch: int | None = None, *, built: bool = False) -> list[R
     return rows
 
 
-def speed_table(rows: Sequence[Row]) -> Table:
-    """Speed-up, utilisation and bounds of one batch size."""
+def speed_table(*batches: Sequence[Row]) -> Table:
+    """Speed-up, utilisation and bounds, a section a batch size."""
     table = Table(title="BDWP 2:8 against dense, 32 x 32 at 200 MHz, 76.8 GB/s, a whole step")
     table.add_column("network")
     for heading in ("batch", "dense cycles", "2:8 cycles", "speed-up", "MAC bound", "dense util.",
                     "2:8 util.", "GFLOPS", "compile, s", "ports as built"):
         table.add_column(heading, justify="right")
-    for row in rows:
-        one = row.compiled
-        table.add_row(
-            one.name, str(one.batch), f"{one.dense.cycles:,}", f"{one.sparse.cycles:,}",
-            f"{row.speedup:.3f}x", f"{row.mac_bound:.3f}x", f"{one.dense.utilisation:.1%}",
-            f"{one.sparse.utilisation:.1%}", f"{one.result.totals.effective_gflops:,.0f}",
-            f"{sum(one.seconds.values()):.1f}", f"{row.built_speedup:.2f}x" if row.built else "",
-        )
-    table.add_section()
-    table.add_row(
-        "mean", "", "", "", f"{fmean(row.speedup for row in rows):.3f}x",
-        f"{fmean(row.mac_bound for row in rows):.3f}x",
-        *("",) * 4, f"{fmean(row.built_speedup for row in rows):.2f}x" if rows[0].built else "",
-    )
+    for rows in batches:
+        for row in rows:
+            one = row.compiled
+            table.add_row(
+                one.name, str(one.batch), f"{one.dense.cycles:,}", f"{one.sparse.cycles:,}",
+                f"{row.speedup:.3f}x", f"{row.mac_bound:.3f}x", f"{one.dense.utilisation:.1%}",
+                f"{one.sparse.utilisation:.1%}", f"{one.result.totals.effective_gflops:,.0f}",
+                f"{sum(one.seconds.values()):.1f}",
+                f"{row.built_speedup:.2f}x" if row.built else "",
+            )
+        built = f"{fmean(row.built_speedup for row in rows):.2f}x" if rows[0].built else ""
+        table.add_row("mean", "", "", "", f"{fmean(row.speedup for row in rows):.3f}x",
+                      f"{fmean(row.mac_bound for row in rows):.3f}x", *("",) * 4, built)
+        table.add_section()
     return table
 
 
-def attribution_table(rows: Sequence[Row]) -> Table:
+def attribution_table(*batches: Sequence[Row]) -> Table:
     """Where the cycles go, dense and 2:8, in per cent of the dense step."""
     table = Table(title="Where the cycles go, % of the dense step's")
     table.add_column("network")
     table.add_column("batch", justify="right")
-    names = list(vars(attribute(rows[0].compiled.sparse)))
     table.add_column("method")
-    for name in (*names, "sum"):
+    for name in (*(one.name for one in fields(Attribution)), "sum"):
         table.add_column(name, justify="right")
-    for row in rows:
-        whole = row.compiled.dense.cycles
-        for method, one in (("dense", row.compiled.dense), ("bdwp", row.compiled.sparse)):
-            shares = attribute(one)
-            table.add_row(
-                row.compiled.name if method == "dense" else "", str(row.compiled.batch), method,
-                *(f"{100 * value / whole:.2f}" for value in vars(shares).values()),
-                f"{100 * shares.cycles / whole:.2f}",
-            )
+    for rows in batches:
+        for row in rows:
+            whole = row.compiled.dense.cycles
+            for method, one in (("dense", row.compiled.dense), ("bdwp", row.compiled.sparse)):
+                shares = attribute(one)
+                table.add_row(
+                    row.compiled.name, str(row.compiled.batch), method,
+                    *(f"{100 * value / whole:.2f}" for value in vars(shares).values()),
+                    f"{100 * shares.cycles / whole:.2f}",
+                )
+        table.add_section()
     return table
 
 
@@ -141,10 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             description=__doc__).parse_args(arguments)
     console = stdout()
     by_batch = [compile_networks(batch, built=True) for batch in BATCHES]
-    for rows in by_batch:
-        console.print(speed_table(rows))
-    for rows in by_batch:
-        console.print(attribution_table(rows))
+    console.print(speed_table(*by_batch), attribution_table(*by_batch))
     holds, text = verdict(by_batch[0])
     console.print(text, soft_wrap=True)
     return 0 if holds else 1
