@@ -41,9 +41,13 @@ class Infeasible(ParameterError):
     def __init__(self, what: str, resource: str, demand: float, bound: float, unit: str,
                  levers: Sequence[str]) -> None:
         self.resource, self.demand, self.bound, self.levers = resource, demand, bound, levers
+        self._given = what, resource, demand, bound, unit, levers
         rule = (f"needs {demand:,.{0 if demand >= 100 else 1}f} {unit} of {resource} and there "
                 f"are {bound:,.{0 if bound >= 100 else 1}f}; would fix it: {' or '.join(levers)}")
         super().__init__("mapping", what, rule)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Infeasible, self._given
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from compiler.builder import ProgramBuilder
 from compiler.scalars import adamw_scalars, sgd_scalars
 from compiler.update_code import Parameter, emit_adamw, emit_sgd
+
+if TYPE_CHECKING:  # the scheduler's processes do without PyTorch
+    import torch
+    from torch import nn
 
 __all__ = ["AdamW", "Optimiser", "Sgd"]
 
@@ -45,6 +47,8 @@ class Sgd:
 
     def torch(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The same in PyTorch."""
+        import torch
+
         return torch.optim.SGD(parameters, self.learning_rate, self.momentum,
                                weight_decay=self.weight_decay)
 
@@ -73,6 +77,8 @@ class AdamW:
 
     def torch(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The same in PyTorch."""
+        import torch
+
         return torch.optim.AdamW(parameters, self.learning_rate, self.betas, self.epsilon,
                                  self.weight_decay)
 

@@ -72,6 +72,9 @@ class Use(NamedTuple):
     store: int = 0
 
 
+IDLE = Use()
+
+
 @dataclass(frozen=True)
 class Placed:
     """A task in the schedule.
@@ -87,7 +90,7 @@ class Placed:
     cycles: int
     mapped: Mapped | None = None
     hidden: int = 0
-    use: Use = Use()
+    use: Use = IDLE
     dram_bytes: int = 0
 
 

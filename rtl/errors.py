@@ -26,6 +26,10 @@ class ParameterError(ValueError):
         hint = "" if nearest is None else f"; nearest legal value: {nearest}"
         super().__init__(f"{parameter}={value!r}: {rule}{hint}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is rebuilt from its message otherwise, and cannot cross processes.
+        return type(self), (self.parameter, self.value, self.rule, self.nearest)
+
 
 def closest(name: str, legal: Iterable[str]) -> str | None:
     """The legal name most like ``name``, or ``None`` when nothing is similar."""

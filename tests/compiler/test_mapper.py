@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +111,8 @@ def test_infeasible_names_resource_demand_bound_and_what_would_help() -> None:
     )) as caught:
         best_tiling(Target.of(small), Problem(64, 64, 64, pattern=NmPattern(4, 8)), "ws")
     assert caught.value.demand > caught.value.bound == 8
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.levers) == (str(caught.value), caught.value.levers)
 
 
 def test_an_unknown_dataflow_is_refused() -> None:

@@ -48,7 +48,7 @@ def test_array_cycles_of_a_random_gemm_are_exact(engine: RtlEngine, seed: int) -
     )
     target = Target.of(PRESETS["tiny"])
     for dataflow in ("auto", "ws", "os"):
-        sample = sample_of(best_tiling(target, problem, dataflow).tiling)  # type: ignore[arg-type]
+        sample = sample_of(best_tiling(target, problem, dataflow).tiling)
         shape = sample.mapping.shape
         values = np.random.default_rng(seed)
         a, b = (values.standard_normal(sizes).astype(np.float16)

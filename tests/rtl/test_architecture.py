@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -143,3 +144,11 @@ def test_width_of_the_bus(width: int, nearest: int) -> None:
     rule = "must be 32, 64 or 128"
     with pytest.raises(ParameterError, match=f"^bus_bytes={width}: {rule}; .*: {nearest}$"):
         Architecture.make(bus_bytes=width)
+
+
+def test_an_error_crosses_processes() -> None:
+    """Parallel work hands errors back pickled."""
+    error = ParameterError("rows", 0, "must be at least 1", 1)
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert (again.parameter, again.value, again.nearest) == ("rows", 0, 1)
