@@ -11,20 +11,23 @@ import argparse
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
 from benchmarks.console import one_line_errors, stdout
+from compiler.resources import VU9P, instances
 from rtl.architecture import Architecture
-from rtl.chunk import LANES
 from sim.engine import cached_verilog
 from sim.toolchain import find_yosys, run_tool
 
-__all__ = ["DEVICE", "cells", "instances", "main", "resources"]
+__all__ = ["DEVICE", "cells", "components", "instances", "main", "resources"]
 
-DEVICE = {"LUT": 1_182_240, "FF": 2_364_480, "DSP": 6_840, "BRAM36": 2_160}
+DEVICE: dict[str, float] = {
+    name.upper(): amount for name, amount in asdict(VU9P.capacity).items()
+}
 """What a VU9P has."""
 
 # Shares of a resource that one primitive takes; LUT memories and shift registers are LUTs too.
@@ -79,13 +82,11 @@ def resources(primitives: Counter[str]) -> dict[str, float]:
     return total
 
 
-def instances(architecture: Architecture) -> dict[str, int]:
-    """How often an architecture has each component type; together they are the whole chip."""
-    rows, cols = architecture.rows, architecture.cols
-    return {"uspe": architecture.pes, "row_feeder": rows, "column_feeder": cols,
-            "result_buffer": cols, "sequencer": 1, "collector": 1,
-            "load": 1, "compute": 1, "vector": 1, "vector_lane": LANES, "store": 1,
-            "dispatch": 1, "control": 1, "arbiter": 1}
+def components(architecture: Architecture) -> Iterator[tuple[str, dict[str, float]]]:
+    """What one component of each type of the chip takes; all of them, minutes."""
+    verilog = cached_verilog(architecture, "sat")
+    for name in instances(architecture):
+        yield name, resources(cells(verilog, name, ["vector_lane"] if name == "vector" else ()))
 
 
 @one_line_errors
@@ -94,7 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--arch", default="paper", help="preset or TOML file")
     architecture = Architecture.load(parser.parse_args(argv).arch)
-    verilog = cached_verilog(architecture, "sat")
     table = Table(title=f"SAT {architecture.rows} x {architecture.cols} on a VU9P, Yosys estimate")
     for name in ("component", "count", *DEVICE):
         table.add_column(name, justify="right" if name != "component" else "left")
@@ -102,9 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def line(name: str, count: str, used: dict[str, float]) -> None:
         table.add_row(name, count, *(f"{amount:,.10g}" for amount in used.values()))
 
+    counts = instances(architecture)
     total = dict.fromkeys(DEVICE, 0.0)
-    for name, count in instances(architecture).items():
-        used = resources(cells(verilog, name, ["vector_lane"] if name == "vector" else ()))
+    for name, used in components(architecture):
+        count = counts[name]
         line(name, f"{count:,}", used)
         total = {key: total[key] + count * used[key] for key in DEVICE}
     table.add_section()

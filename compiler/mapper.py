@@ -2,9 +2,9 @@
 
 Every variant (dataflow, operand that plays B, shape of a tile) and, of each, a ladder of block
 sizes is costed, best bounds first. A variant is left, or never entered, once the best found is
-within :data:`CLOSE` of the array cycles that it needs at least: the result is the best of the space
-to that precision. Among tilings that fast, the one that moves the fewest bytes is taken: what it
-leaves of the memory goes to updates and neighbours. How far the result can be from what no tiling
+within :data:`CLOSE` of the array cycles that it needs at least. Among tilings within as much of the
+fastest, the one that moves the fewest bytes is taken: what it leaves of the memory goes to updates
+and neighbours. How far the result can be from what no tiling
 at all can go below says :func:`lower_bound`.
 """
 
@@ -23,8 +23,9 @@ from rtl.pattern import DENSE
 
 __all__ = ["CLOSE", "FRUGAL", "Infeasible", "Mapped", "best_tiling", "lower_bound", "tilings"]
 
-CLOSE = 2e-3
-"""Relative precision of the search."""
+CLOSE = 1e-3
+"""Relative slack, given twice: the search ends this close to its bound, and the choice among what
+it found is as free. The result is the best of the space to 0.2 %."""
 FRUGAL = 1.1
 """Traffic, relative to moving each operand once, below which a fast tiling is not improved on."""
 
@@ -52,7 +53,7 @@ class Infeasible(ParameterError):
 
 @dataclass(frozen=True)
 class Mapped:
-    """The best tiling of the space, to :data:`CLOSE`, and what is known of its quality.
+    """The best tiling of the space, to 0.2 %, and what is known of its quality.
 
     ``bound``: cycles that no tiling of this GEMM on this target can go below; ``evaluated`` tilings
     were costed.
