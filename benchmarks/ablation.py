@@ -18,7 +18,7 @@ from benchmarks.console import stdout
 from benchmarks.networks import NETWORKS
 from benchmarks.sources import source
 from compiler.pipeline import Compiled
-from compiler.scheduler import Options, schedule
+from compiler.schedule.scheduler import Options, schedule
 
 __all__ = ["VARIANTS", "ablated_cycles", "main"]
 

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from algorithms import sparsify
 from benchmarks.console import one_line_errors, stdout
-from compiler.machine import RtlMachine
-from compiler.optimisers import Sgd
-from compiler.training_step import TrainingStep, compile_step
+from compiler.chip.machine import RtlMachine
+from compiler.chip.optimisers import Sgd
+from compiler.chip.training_step import TrainingStep, compile_step
 from models.plain import PLAIN_SIZES, plain_net
 from rtl import isa
 from rtl.architecture import NOT_IN_RTL, PRESETS

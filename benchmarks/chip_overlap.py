@@ -15,10 +15,10 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.console import one_line_errors, stdout
-from compiler.chip_gemm import emit_backward, emit_forward, emit_weight_update
-from compiler.chip_run import ChipRun
-from compiler.conv_geometry import ConvGeometry
-from compiler.tensors import Image, Matrix, PackedWeights, Tensor, gradient_group
+from compiler.chip.conv_geometry import ConvGeometry
+from compiler.chip.gemm import emit_backward, emit_forward, emit_weight_update
+from compiler.chip.run import ChipRun
+from compiler.chip.tensors import Image, Matrix, PackedWeights, Tensor, gradient_group
 from rtl.architecture import PRESETS, Architecture
 from rtl.axi import BOUNDARY
 from rtl.chunk import WORD_BYTES

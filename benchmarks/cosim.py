@@ -1,9 +1,9 @@
 """Co-simulation: a whole training step of a trained network on the RTL of the chip.
 
-The step is compiled to one program (:mod:`compiler.training_step`) and runs on two machines, the
-golden interpreter and the Verilated chip with a model of its memory. Afterwards their memories are
-compared word for word: activations, gradients, updated weights, optimiser state, packed weights of
-the next step, and the program itself.
+The step is compiled to one program (:mod:`compiler.chip.training_step`) and runs on two machines,
+the golden interpreter and the Verilated chip with a model of its memory. Afterwards their memories
+are compared word for word: activations, gradients, updated weights, optimiser state, packed weights
+of the next step, and the program itself.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
 from benchmarks.training import reproducible
 from benchmarks.workload import Trained, Workload
-from compiler import lowering
-from compiler.host import from_device
-from compiler.machine import GoldenMachine, Machine, RtlMachine, differing_words
-from compiler.optimisers import Sgd
-from compiler.training_step import Layer, TrainingStep, compile_step
+from compiler.array import lowering
+from compiler.chip.host import from_device
+from compiler.chip.machine import GoldenMachine, Machine, RtlMachine, differing_words
+from compiler.chip.optimisers import Sgd
+from compiler.chip.training_step import Layer, TrainingStep, compile_step
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
 from sim.chip import Chip, MemoryModel

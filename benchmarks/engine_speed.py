@@ -20,8 +20,8 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.console import one_line_errors, stdout
-from compiler.layout import assemble, build
-from compiler.mapping import GemmShape, best_mapping
+from compiler.array.layout import assemble, build
+from compiler.array.mapping import GemmShape, best_mapping
 from rtl.architecture import PRESETS, Architecture
 from rtl.pattern import DENSE
 from sim import golden

@@ -15,9 +15,9 @@ from pathlib import Path
 from benchmarks.console import one_line_errors, stdout
 from benchmarks.exploration_tables import tables, verdict
 from benchmarks.progress import Reporter, Silent
-from compiler.explore import Exploration, Steps, explore
-from compiler.fan_out import require_workers
-from compiler.grid import Grid
+from compiler.explore.fan_out import require_workers
+from compiler.explore.grid import Grid
+from compiler.explore.search import Exploration, Steps, explore
 from rtl.pattern import NmPattern
 
 __all__ = ["DEFAULT_GRID", "main", "run", "steps_of"]
@@ -47,9 +47,9 @@ def steps_of(
     # With PyTorch behind them: not at the top, which worker processes import too.
     from algorithms import plan_model
     from benchmarks.sources import source
-    from compiler.backward import training_step
-    from compiler.frontend import capture
-    from compiler.pruning import prune
+    from compiler.frontend.backward import training_step
+    from compiler.frontend.export import capture
+    from compiler.schedule.pruning import prune
 
     names = list(dict.fromkeys(names))
     steps = {}

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from compiler.explore import Exploration, Point
-from compiler.grid import Refused
+from compiler.explore.grid import Refused
+from compiler.explore.search import Exploration, Point
 
 __all__ = ["label", "tables", "verdict"]
 
 _ROWS = 24
 """Points that a table shows."""
 _BUILT_COLS = 8
-"""Columns up to which ``wide`` paths are those of the RTL (:mod:`compiler.target`)."""
+"""Columns up to which ``wide`` paths are those of the RTL (:mod:`compiler.schedule.target`)."""
 
 
 def tables(exploration: Exploration) -> list[Table]:

@@ -3,9 +3,9 @@
 Unlike the chip's programs (:mod:`benchmarks.cosim`) this runs the GEMMs of every training method,
 in both dataflows: ``python -m benchmarks.gemm_cosim --method sdgp``.
 
-The step is captured from PyTorch (:mod:`compiler.capture`), each GEMM is mapped with the fewest
-predicted cycles, run on the Verilated RTL, and compared bit for bit. What the array does not get
-is listed first.
+The step is captured from PyTorch (:mod:`compiler.array.capture`), each GEMM is mapped with the
+fewest predicted cycles, run on the Verilated RTL, and compared bit for bit. What the array does not
+get is listed first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from benchmarks.console import one_line_errors, stdout
 from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
 from benchmarks.training import reproducible
-from compiler.capture import Captured, Gemm, Unsupported, capture
-from compiler.gemm import run_mapping
-from compiler.mapping import GemmShape, Mapping, best_mapping
+from compiler.array.capture import Captured, Gemm, Unsupported, capture
+from compiler.array.gemm import run_mapping
+from compiler.array.mapping import GemmShape, Mapping, best_mapping
 from rtl.architecture import PRESETS
 from rtl.pattern import NmPattern
 from sim import golden
@@ -41,7 +41,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class GemmCheck:
-    """One GEMM that ran on the RTL; ``padded_channels`` as :class:`compiler.capture.Gemm`."""
+    """One GEMM that ran on the RTL; ``padded_channels`` as :class:`compiler.array.capture.Gemm`."""
 
     gemm: str
     mapping: Mapping

@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.console import stdout
 from benchmarks.sources import source
 from compiler.pipeline import Compiled
-from compiler.result import CompileResult
+from compiler.report.result import CompileResult
 
 __all__ = ["SEQUENCES", "main", "stage_table"]
 

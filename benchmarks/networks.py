@@ -17,10 +17,10 @@ from rich.table import Table
 
 from benchmarks.console import stdout
 from benchmarks.sources import source
-from compiler.attribution import Attribution, attribute
 from compiler.pipeline import Compiled
-from compiler.scheduler import Schedule, schedule
-from compiler.target import Target
+from compiler.schedule.attribution import Attribution, attribute
+from compiler.schedule.scheduler import Schedule, schedule
+from compiler.schedule.target import Target
 from rtl.architecture import PRESETS
 
 __all__ = ["BATCHES", "NETWORKS", "Row", "compile_networks", "main"]

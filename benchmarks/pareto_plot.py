@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.exploration_tables import label
-from compiler.explore import Exploration, Point
+from compiler.explore.search import Exploration, Point
 from rtl.pattern import NmPattern
 
 if TYPE_CHECKING:

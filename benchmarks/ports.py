@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.ports`` prints the speed-up of 2:8 over dense, both on the same paths, the
 least dense utilisation, and the speed-up over dense on the widest. The first row is the chip as
-its RTL is built, the one marked the ``wide`` paths of :mod:`compiler.target`.
+its RTL is built, the one marked the ``wide`` paths of :mod:`compiler.schedule.target`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks.console import stdout
 from benchmarks.networks import NETWORKS
 from benchmarks.sources import source
 from compiler.pipeline import Compiled
-from compiler.scheduler import Schedule, schedule
-from compiler.target import Target
+from compiler.schedule.scheduler import Schedule, schedule
+from compiler.schedule.target import Target
 from rtl.architecture import PRESETS
 
 __all__ = ["WIDTHS", "main", "pair"]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from benchmarks import chip_cycles
 from benchmarks.sources import COMPILED, source
-from compiler.plan_words import PLAN_BYTES, encode_plan
+from compiler.schedule.plan_words import PLAN_BYTES, encode_plan
 from rtl.chunk import WORD_BYTES
 from rtl.pattern import NmPattern
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.console import one_line_errors, stdout
-from compiler.resources import VU9P, instances
+from compiler.explore.resources import VU9P, instances
 from rtl.architecture import Architecture
 from sim.engine import cached_verilog
 from sim.toolchain import find_yosys, run_tool

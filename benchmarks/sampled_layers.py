@@ -1,17 +1,18 @@
 """Layers of the full-size networks, a few tiles each, on the RTL of the 32 x 32 array.
 
 ``python -m benchmarks.sampled_layers`` compiles each network, takes GEMMs of every kind from its
-schedule, and runs their samples (:mod:`compiler.sampling`) with operands of a real training step
-of the network in PyTorch. Cycles must equal the model's, results the golden model's bits. The
-tilings are read back from the network's ``program.bin``.
+schedule, and runs their samples (:mod:`compiler.schedule.sampling`) with operands of a real
+training step of the network in PyTorch. Cycles must equal the model's, results the golden model's
+bits. The tilings are read back from the network's ``program.bin``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,13 @@ from benchmarks.console import stdout
 from benchmarks.networks import NETWORKS
 from benchmarks.sources import source
 from benchmarks.training import reproducible
-from compiler.capture import capture
-from compiler.gemm import run_mapping
+from compiler.array.capture import capture
+from compiler.array.gemm import run_mapping
 from compiler.ir import Gemm
 from compiler.pipeline import Compiled
-from compiler.plan_words import GEMM, decode_plan, encode_plan, tiling_of
-from compiler.sampling import sample_of
-from compiler.tiling import Tiling
+from compiler.schedule.plan_words import GEMM, decode_plan, encode_plan, tiling_of
+from compiler.schedule.sampling import sample_of
+from compiler.schedule.tiling import Tiling
 from models.catalogue import CATALOGUE
 from rtl.architecture import PRESETS, Architecture
 from rtl.pattern import NmPattern
@@ -86,10 +87,14 @@ class _Attention(TorchFunctionMode):
         self.query: torch.Tensor | None = None
         self.key = self.value = torch.empty(0)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if function is F.scaled_dot_product_attention and self.query is None:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """PyTorch calls this instead of each of its functions."""
+        if func is F.scaled_dot_product_attention and self.query is None:
             self.query, self.key, self.value = (one.detach() for one in args[:3])
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def operands(
@@ -106,7 +111,8 @@ def operands(
         def step() -> None:
             with attention:
                 scores = model(images)
-            F.cross_entropy(scores, torch.arange(len(images))).backward()  # type: ignore[no-untyped-call]
+            loss = F.cross_entropy(scores, torch.arange(len(images)))
+            loss.backward()  # type: ignore[no-untyped-call]
 
         layers = {gemm.layer for gemm in gemms if gemm.weight is not None}
         captured = {(one.layer, one.stage): one for one in capture(model, step, layers).gemms}

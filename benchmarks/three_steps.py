@@ -18,9 +18,9 @@ from algorithms import sparsify
 from benchmarks.console import one_line_errors, stdout
 from benchmarks.resnet9_digits import digits_fold
 from benchmarks.training import reproducible
-from compiler.machine import GoldenMachine, RtlMachine, differing_words
-from compiler.optimisers import Sgd
-from compiler.training_step import compile_step
+from compiler.chip.machine import GoldenMachine, RtlMachine, differing_words
+from compiler.chip.optimisers import Sgd
+from compiler.chip.training_step import compile_step
 from models.plain import PLAIN_SIZES, plain_net
 from rtl.architecture import PRESETS
 from sim.chip import MemoryModel

@@ -14,8 +14,8 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.console import one_line_errors, stdout
-from compiler.gemm import run_gemm
-from compiler.mapping import Dataflow
+from compiler.array.gemm import run_gemm
+from compiler.array.mapping import Dataflow
 from rtl.architecture import Architecture
 from rtl.errors import ParameterError
 from rtl.pattern import NmPattern

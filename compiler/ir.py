@@ -1,9 +1,9 @@
 """What the compiler knows of a network: a forward graph, and the training step made of it.
 
-A model becomes a :class:`Forward` graph (:mod:`compiler.frontend`): products, and operators of the
-host, in order of execution, over named values. From it :mod:`compiler.backward` derives the
-:class:`Step`: every GEMM of FF, BP and WU with its sizes, operands and dependencies. All of it is
-data, frozen and free of PyTorch.
+A model becomes a :class:`Forward` graph (:mod:`compiler.frontend.export`): products, and operators
+of the host, in order of execution, over named values. From it :mod:`compiler.frontend.backward`
+derives the :class:`Step`: every GEMM of FF, BP and WU with its sizes, operands and dependencies.
+All of it is data, frozen and free of PyTorch.
 """
 
 from __future__ import annotations

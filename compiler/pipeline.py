@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from algorithms import SparsityReport, plan_model
 from algorithms.swap import Rules
-from compiler.backward import training_step
-from compiler.frontend import capture
+from compiler.frontend.backward import training_step
+from compiler.frontend.export import capture
 from compiler.ir import Step
-from compiler.memory_map import MemoryMap, memory_map
-from compiler.pruning import prune
-from compiler.report_text import as_text, totals_table
-from compiler.result import CompileResult, compile_result
-from compiler.scheduler import Options, Schedule, schedule
-from compiler.target import Target
+from compiler.report.result import CompileResult, compile_result
+from compiler.report.text import as_text, totals_table
+from compiler.schedule.memory_map import MemoryMap, memory_map
+from compiler.schedule.pruning import prune
+from compiler.schedule.scheduler import Options, Schedule, schedule
+from compiler.schedule.target import Target
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
 

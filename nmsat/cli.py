@@ -157,7 +157,7 @@ def gemm(
         from nmsat.operands import load_operands
 
         operands = load_operands(a, b)
-        from compiler.gemm import run_gemm
+        from compiler.array.gemm import run_gemm
         from nmsat.progress import terminal_reporter
         from nmsat.views import gemm_table
 
@@ -244,9 +244,9 @@ def compile_(
     with Outputs() as outputs:
         json_file = None if json is None else outputs.file("--json", json)
         from benchmarks.sources import source
-        from compiler.outputs import FILES, render
-        from compiler.report_text import host_table, layer_table, totals_table
-        from compiler.target import Target
+        from compiler.report.outputs import FILES, render
+        from compiler.report.text import host_table, layer_table, totals_table
+        from compiler.schedule.target import Target
         from nmsat.progress import terminal_reporter
 
         folder = None if output is None else outputs.folder("-o", output)
@@ -331,7 +331,7 @@ def bench(
             json_files.append(outputs.file("-o", folder / "bench.json"))
         from benchmarks.registry import WORKLOADS
         from benchmarks.runner import bench as run_bench
-        from compiler.report_text import as_text
+        from compiler.report.text import as_text
         from nmsat.progress import terminal_reporter
         from nmsat.views import rows_json
 

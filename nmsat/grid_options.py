@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from compiler.grid import Grid
+from compiler.explore.grid import Grid
 from rtl.errors import ParameterError
 from rtl.pattern import NmPattern
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.results import BenchRow
 from benchmarks.workload import TrainResult
-from compiler.gemm import GemmResult
+from compiler.array.gemm import GemmResult
 from rtl.pattern import NmPattern
 
 __all__ = ["gemm_table", "rows_json", "train_table"]

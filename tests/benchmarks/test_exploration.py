@@ -13,8 +13,8 @@ from benchmarks import exploration as benchmark
 from benchmarks.console import stdout
 from benchmarks.exploration_tables import tables, verdict
 from benchmarks.pareto_plot import pareto_plot
-from compiler.explore import Exploration, explore
-from compiler.grid import Grid
+from compiler.explore.grid import Grid
+from compiler.explore.search import Exploration, explore
 from rtl.architecture import PRESETS, Architecture
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern

@@ -7,7 +7,7 @@ from torch import nn
 
 from algorithms import sparsify
 from benchmarks.gemm_cosim import cosim_gemms
-from compiler.capture import Captured, capture
+from compiler.array.capture import Captured, capture
 from rtl.architecture import PRESETS
 from sim.engine import RtlEngine
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from benchmarks import ablation, llama_step, networks, ports, replay
 from benchmarks.sources import source
-from compiler.attribution import attribute
 from compiler.ir import Update
+from compiler.schedule.attribution import attribute
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import cocotb
 from operands import PATTERNS
 from stce_driver import ARCHITECTURE, Bench, Case
 
-from compiler.mapping import GemmShape, Mapping, mappings
+from compiler.array.mapping import GemmShape, Mapping, mappings
 from rtl.pattern import DENSE, NmPattern
 
 

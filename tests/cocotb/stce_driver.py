@@ -13,8 +13,8 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 from operands import operand
 
-from compiler.layout import assemble, build
-from compiler.mapping import Mapping
+from compiler.array.layout import assemble, build
+from compiler.array.mapping import Mapping
 from rtl.architecture import MAX_M, PRESETS
 from rtl.edges import FEED_LATENCY
 from rtl.links import PACKED_WEIGHT

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from compiler.allocator import Region
-from compiler.chip_gemm import emit_forward
-from compiler.chip_run import ChipRun
-from compiler.conv_geometry import ConvGeometry
-from compiler.gemm import run_mapping
+from compiler.array.gemm import run_mapping
+from compiler.chip.allocator import Region
+from compiler.chip.conv_geometry import ConvGeometry
+from compiler.chip.gemm import emit_forward
+from compiler.chip.run import ChipRun
+from compiler.chip.tensors import Matrix, PackedWeights
 from compiler.ir import Conv
-from compiler.mapper import best_tiling
-from compiler.problem import Problem
-from compiler.sampling import sample_of
-from compiler.target import Target
-from compiler.tensors import Matrix, PackedWeights
+from compiler.schedule.mapper import best_tiling
+from compiler.schedule.problem import Problem
+from compiler.schedule.sampling import sample_of
+from compiler.schedule.target import Target
 from rtl.architecture import PRESETS
 from rtl.axi import BOUNDARY
 from rtl.pattern import DENSE, NmPattern

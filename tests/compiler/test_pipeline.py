@@ -10,12 +10,12 @@ from torch import nn
 
 import nmsat
 from algorithms import sparsify
+from compiler.frontend.operators import UnsupportedOperators
 from compiler.ir import Gemm, Update
-from compiler.mapper import Infeasible
-from compiler.operators import UnsupportedOperators
-from compiler.packing import packed_groups
 from compiler.pipeline import compile_model
-from compiler.scheduler import Options, problem_of
+from compiler.schedule.mapper import Infeasible
+from compiler.schedule.packing import packed_groups
+from compiler.schedule.scheduler import Options, problem_of
 from models.catalogue import CATALOGUE
 from rtl.architecture import PRESETS, Architecture
 from rtl.errors import ParameterError

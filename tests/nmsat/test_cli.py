@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.gemm import GemmResult
+from compiler.array.gemm import GemmResult
 from nmsat import cli
 from rtl.pattern import NmPattern
 from sim import golden
@@ -190,7 +190,7 @@ def test_interruption_is_no_traceback(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compiler.gemm.run_gemm", interrupt)
+    monkeypatch.setattr("compiler.array.gemm.run_gemm", interrupt)
     assert run(capsys, *GEMM) == (130, "", "nmsat: interrupted\n")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.plan_words import GEMM, decode_plan
+from compiler.schedule.plan_words import GEMM, decode_plan
 from nmsat import cli
 
 KEYS = ["workload", "arch", "pattern", "batch", "layers", "totals", "unsupported"]

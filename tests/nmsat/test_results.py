@@ -9,7 +9,7 @@ import pytest
 from benchmarks import cosim
 from benchmarks.resnet9_digits import ResNet9Digits
 from benchmarks.workload import Trained
-from compiler.machine import Machine
+from compiler.chip.machine import Machine
 from nmsat import cli
 from rtl.pattern import NmPattern
 from sim.toolchain import ToolError

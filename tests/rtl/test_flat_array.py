@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.gemm import run_mapping
-from compiler.mapping import GemmShape, mappings
+from compiler.array.gemm import run_mapping
+from compiler.array.mapping import GemmShape, mappings
 from rtl.architecture import Architecture
 from rtl.pattern import DENSE, NmPattern
 from sim import golden

@@ -12,12 +12,12 @@ import pytest
 from random_programs import MEMORY_BYTES, Waits, generate
 from random_programs import PROGRAM as RANDOM_AT
 
-from compiler.allocator import Region
-from compiler.chip_gemm import emit_forward
-from compiler.chip_run import ChipRun
-from compiler.conv_geometry import ConvGeometry
+from compiler.chip.allocator import Region
+from compiler.chip.conv_geometry import ConvGeometry
+from compiler.chip.gemm import emit_forward
+from compiler.chip.run import ChipRun
+from compiler.chip.tensors import Matrix, PackedWeights
 from compiler.ir import Conv
-from compiler.tensors import Matrix, PackedWeights
 from rtl import isa
 from rtl.architecture import PRESETS
 from rtl.axi import BOUNDARY

@@ -1,0 +1,3 @@
+"""Programs of the chip: tensors, code of every operation, races, host points."""
+
+__all__ = ()

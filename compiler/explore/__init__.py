@@ -1,0 +1,3 @@
+"""Many architectures: their speed, resources and energy."""
+
+__all__ = ()

@@ -1,0 +1,3 @@
+"""A schedule as JSON, page, trace and tables."""
+
+__all__ = ()
