@@ -64,8 +64,8 @@ def sample_of(tiling: Tiling, k_unit: int = 1) -> Sample:
         blocks = p, ceil_div(q, width) * width
     cut = replace(tiling, problem=small, p_block=blocks[0], q_block=blocks[1], group_block=groups)
     resident = batch * units if tiling.paired else 1
-    mapping = Mapping(machine, GemmShape(p, q, small.k, pattern, batch), cut.dataflow,  # type: ignore[arg-type]
-                      *blocks, groups, tiling.interleave_rows, tiling.paired, resident)
+    mapping = Mapping(machine, GemmShape(p, q, small.k, pattern, batch), cut.dataflow, *blocks,
+                      groups, tiling.interleave_rows, tiling.paired, resident)
     if len(list(mapping.pieces())) != 1:
         raise ValueError("a sample must be one flow of tiles")
     return Sample(cut, mapping)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from compiler.schedule.problem import Cost, Problem, ceil_div
 from compiler.schedule.target import Target
@@ -54,7 +55,7 @@ class Tiling:
         return self.target.architecture
 
     @property
-    def dataflow(self) -> str:
+    def dataflow(self) -> Literal["ws", "os"]:
         """``ws`` or ``os``."""
         return "ws" if self.stationary else "os"
 

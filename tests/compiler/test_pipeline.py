@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -159,9 +160,9 @@ def test_a_step_too_large_for_the_card_is_infeasible() -> None:
     ({"options": Options(dataflow="xs")},  # type: ignore[arg-type]
      r"dataflow='xs': must be auto, ws or os"),
 ])
-def test_wrong_arguments_are_refused(change: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        compile_model(mlp(), torch.randn(16, 32), **{"arch": "small", **change})  # type: ignore[arg-type]
+        compile_model(mlp(), torch.randn(16, 32), **{"arch": "small", **change})
 
 
 def test_dense_and_sparse_rows_belong_together() -> None:

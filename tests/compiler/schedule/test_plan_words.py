@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,7 +93,7 @@ def test_the_same_schedule_gives_the_same_bytes() -> None:
     (lambda raw: raw[:1] + b"\x07" + raw[2:], r"program\.bin=7: is not the version of this "),
     (lambda raw: raw[:127] + b"\x80" + raw[128:], r"program\.bin=1: word has bits set above"),
 ])
-def test_what_is_no_program_is_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_program_is_refused(change: Callable[[bytes], bytes], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         decode_plan(change(a_program()))
 
