@@ -53,7 +53,7 @@ class Compiled:
     @cached_property
     def result(self) -> CompileResult:
         """Rows and totals, ready for JSON."""
-        return compile_result(self.name, self.report.method.name, self.pattern, self.batch,
+        return compile_result(self.name, self.report, self.pattern, self.batch,
                               self.sparse, self.dense, self.memory)
 
 

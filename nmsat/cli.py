@@ -245,7 +245,7 @@ def compile_(
         json_file = None if json is None else outputs.file("--json", json)
         from benchmarks.sources import source
         from compiler.report.outputs import FILES, render
-        from compiler.report.text import host_table, layer_table, totals_table
+        from compiler.report.text import dense_lines, host_table, layer_table, totals_table
         from compiler.schedule.target import Target
         from nmsat.progress import terminal_reporter
 
@@ -261,6 +261,7 @@ def compile_(
             result = compiled.result
         console = _stdout()
         console.print(layer_table(result, _SHOWN_LAYERS), host_table(result), totals_table(result))
+        print(dense_lines(result) or "nothing is pruned")
         if files:
             for name, content in render(compiled).items():
                 outputs.bytes(files[name], content)

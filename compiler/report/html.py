@@ -29,6 +29,7 @@ def html_report(compiled: Compiled) -> str:
     result, target = compiled.result, compiled.sparse.target
     architecture = target.architecture
     bandwidth = target.dram_bytes * architecture.clock_mhz * 1e6
+    known = {layer.name for layer in compiled.report.layers}
     return _environment().get_template("report.html.jinja").render(
         result=result,
         totals=result.totals,
@@ -47,6 +48,7 @@ def html_report(compiled: Compiled) -> str:
         host_seconds=result.totals.host_bytes / bandwidth,
         dense_layers=[layer for layer in compiled.report.layers if _explained(layer)],
         weight_layers=len(compiled.report.layers),
+        unpruned=[row.name for row in result.dense if row.name.partition("#")[0] not in known],
         products=sum(gemm.weight is None for _, gemm in compiled.step.gemms()),
     )
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from compiler.ir import Gemm, HostTask, Update
+from algorithms import SparsityReport
+from compiler.ir import Gemm, HostTask, Step, Update
 from compiler.schedule.attribution import attribute, attribute_gemm
 from compiler.schedule.memory_map import MemoryMap
 from compiler.schedule.scheduler import Placed, Schedule
+from rtl.pattern import DENSE
 
-__all__ = ["CompileResult", "HostRow", "LayerRow", "Totals", "UpdateRow", "compile_result"]
+__all__ = [
+    "CompileResult", "DenseRow", "HostRow", "LayerRow", "Totals", "UpdateRow", "compile_result",
+]
 
 
 class _Row(BaseModel):
@@ -62,6 +68,13 @@ class UpdateRow(_Row):
     dram_bytes: int = Field(description="Traffic of device memory.")
 
 
+class DenseRow(_Row):
+    """A layer that no pass of which is pruned."""
+
+    name: str = Field(description="Name of the layer.")
+    reason: str = Field(description="Why it stays dense.")
+
+
 class Totals(_Row):
     """The whole step."""
 
@@ -95,6 +108,7 @@ class CompileResult(_Row):
     training: bool = Field(description="A whole training step, or the forward pass alone.")
     layers: tuple[LayerRow, ...] = Field(description="GEMMs in the order of execution.")
     totals: Totals = Field(description="The whole step.")
+    dense: tuple[DenseRow, ...] = Field(description="Layers that stay dense, and why.")
     host: tuple[HostRow, ...] = Field(description="Operators that the host runs.")
     updates: tuple[UpdateRow, ...] = Field(description="Updates of parameters.")
     memory: dict[str, int] = Field(description="Bytes of device memory by kind.")
@@ -102,8 +116,8 @@ class CompileResult(_Row):
 
 
 def compile_result(
-    name: str, method: str, pattern: str, batch: int, sparse: Schedule, dense: Schedule,
-    memory: MemoryMap,
+    name: str, report: SparsityReport, pattern: str, batch: int, sparse: Schedule,
+    dense: Schedule, memory: MemoryMap,
 ) -> CompileResult:
     """Rows and totals of a schedule beside the dense one of the same step."""
     forward = sparse.step.forward
@@ -117,7 +131,7 @@ def compile_result(
     )
     return CompileResult(
         workload=name, arch=sparse.target.architecture.name, paths=sparse.target.paths,
-        method=method, pattern=pattern, batch=batch, training=sparse.step.training,
+        method=report.method.name, pattern=pattern, batch=batch, training=sparse.step.training,
         layers=tuple(_layer(one, cycles_of[one.task.name]) for one in sparse.gemms),
         totals=Totals(
             cycles=sparse.cycles, dense_cycles=dense.cycles,
@@ -130,6 +144,7 @@ def compile_result(
             order=sparse.options.order, updates=sparse.options.updates,
             pruning=sparse.options.pruning,
         ),
+        dense=tuple(_dense(sparse.step, report)),
         host=host,
         updates=tuple(
             UpdateRow(parameter=one.task.parameter, elements=one.task.elements, start=one.start,
@@ -139,6 +154,20 @@ def compile_result(
         memory=memory.by_kind(),
         unsupported=forward.unsupported,
     )
+
+
+def _dense(step: Step, report: SparsityReport) -> Iterator[DenseRow]:
+    """Layers with weights none of whose GEMMs is pruned, in order."""
+    known = {layer.name: layer for layer in report.layers}
+    gemms = [gemm for _, gemm in step.gemms() if gemm.weight is not None]
+    pruned = {gemm.layer for gemm in gemms if gemm.pattern != DENSE}
+    for name in dict.fromkeys(gemm.layer for gemm in gemms if gemm.layer not in pruned):
+        layer = known.get(name.partition("#")[0])
+        if layer is None:
+            reason = "neither nn.Linear nor nn.Conv2d, which is what the methods prune"
+        else:
+            reason = layer.note or f"{report.method.name} prunes neither pass"
+        yield DenseRow(name=name, reason=reason)
 
 
 def _layer(placed: Placed, dense_cycles: int) -> LayerRow:

@@ -12,7 +12,7 @@ from rich.text import Text
 from compiler.report.result import CompileResult
 from compiler.report.summaries import CAUSES, host_groups
 
-__all__ = ["as_text", "host_table", "layer_table", "totals_table"]
+__all__ = ["as_text", "dense_lines", "host_table", "layer_table", "totals_table"]
 
 
 def as_text(*tables: RenderableType) -> str:
@@ -88,6 +88,19 @@ def _figures(result: CompileResult) -> Iterator[tuple[str, str, str]]:
     yield "time, ms", f"{dense_seconds * 1e3:,.2f}", f"{totals.seconds * 1e3:,.2f}"
     yield "DRAM traffic, GB", "-", f"{totals.dram_bytes / 1e9:,.3f}"
     yield "device memory, GiB", "-", f"{sum(result.memory.values()) / 2**30:,.3f}"
+
+
+def dense_lines(result: CompileResult) -> str:
+    """Which layers stay dense, a line a reason; empty for a method that prunes nothing."""
+    if result.method == "dense":
+        return ""
+    names: dict[str, list[str]] = {}
+    for row in result.dense:
+        names.setdefault(row.reason, []).append(row.name)
+    return "\n".join(
+        f"dense, {reason}: {', '.join(some[:4])}" + (f" and {len(some) - 4} more" * (len(some) > 4))
+        for reason, some in names.items()
+    )
 
 
 def host_table(result: CompileResult) -> Table:

@@ -14,6 +14,7 @@ from algorithms import sparsify
 from compiler.frontend.operators import UnsupportedOperators
 from compiler.ir import Gemm, Update
 from compiler.pipeline import compile_model
+from compiler.report.text import dense_lines
 from compiler.schedule.mapper import Infeasible
 from compiler.schedule.packing import packed_groups
 from compiler.schedule.scheduler import Options, problem_of
@@ -105,6 +106,30 @@ def test_every_network_of_the_paper_compiles_at_every_size(name: str) -> None:
         assert compiled.sparse.cycles <= compiled.dense.cycles
         assert compiled.result.unsupported == ()
         assert compiled.result.batch == entry.batch(size)
+
+
+class Turned(nn.Module):
+    """A layer of the user's own: its weight is no nn.Linear's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(64, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_layers_that_no_method_prunes_are_named_with_the_reason() -> None:
+    model = nn.Sequential(nn.Linear(32, 64), Turned(), nn.Linear(64, 64), nn.Linear(64, 10))
+    result = compile_model(model, torch.randn(16, 32), arch="small").result
+    assert [(row.name, row.reason) for row in result.dense] == [
+        ("0", "first linear layer"),
+        ("1", "neither nn.Linear nor nn.Conv2d, which is what the methods prune"),
+        ("3", "last linear layer"),
+    ]
+    assert "prune: 1\n" in dense_lines(result)
+    dense = compile_model(model, torch.randn(16, 32), arch="small", method="dense").result
+    assert dense_lines(dense) == "" and len(dense.dense) == 4
 
 
 def test_the_forward_pass_alone_has_no_gradients_and_no_updates() -> None:

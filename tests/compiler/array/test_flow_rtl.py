@@ -86,7 +86,7 @@ def flow(tiles: tuple[Tile, ...]) -> Flow:
     ))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     data=st.data(), name=st.sampled_from(sorted(ARCHITECTURES)),
     dataflow=st.sampled_from(["ws", "os"]), pattern=st.sampled_from(PATTERNS),
