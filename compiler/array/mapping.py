@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from compiler.ceiling import ceil_div
 from rtl.architecture import MAX_M, Architecture
 from rtl.errors import ParameterError
 from rtl.pattern import NmPattern
@@ -30,10 +31,6 @@ from sim.cycles import Run
 __all__ = ["Block", "Dataflow", "GemmShape", "Mapping", "Piece", "best_mapping", "mappings"]
 
 Dataflow = Literal["ws", "os"]
-
-
-def _ceil(value: int, unit: int) -> int:
-    return -(-value // unit)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class GemmShape:
 
     def ideal_cycles(self, architecture: Architecture) -> int:
         """Executed MACs over R * C, rounded up: no fill, no drain, no leftovers."""
-        return _ceil(self.macs, architecture.pes)
+        return ceil_div(self.macs, architecture.pes)
 
 
 @dataclass(frozen=True)
@@ -147,13 +144,13 @@ class Mapping:
     def blocks(self) -> int:
         """Blocks of all GEMMs of the batch."""
         shape = self.shape
-        return shape.batch * _ceil(shape.p, self.p_block) * _ceil(shape.q, self.q_block)
+        return shape.batch * ceil_div(shape.p, self.p_block) * ceil_div(shape.q, self.q_block)
 
     def block(self, number: int) -> Block:
         """The block of this number: GEMM by GEMM, columns innermost."""
         shape = self.shape
-        number, column = divmod(number, _ceil(shape.q, self.q_block))
-        entry, row = divmod(number, _ceil(shape.p, self.p_block))
+        number, column = divmod(number, ceil_div(shape.q, self.q_block))
+        entry, row = divmod(number, ceil_div(shape.p, self.p_block))
         return Block(entry, _block(shape.p, self.p_block, row),
                      _block(shape.q, self.q_block, column))
 
@@ -167,14 +164,14 @@ class Mapping:
         """The tiles of a piece, as the cycle model sees them."""
         n, interleave = self.shape.pattern.n, self.architecture.interleave
         if self.paired:
-            tiles = _ceil(len(piece.blocks), interleave)
+            tiles = ceil_div(len(piece.blocks), interleave)
             return Run(False, n, len(piece.g) * n, tiles, emits=piece.last)
         block = self.block(piece.blocks.start)
-        tiles = len(piece.blocks) * _ceil(len(block.q), self.tile_cols)
+        tiles = len(piece.blocks) * ceil_div(len(block.q), self.tile_cols)
         if self.stationary:
-            passes = _ceil(len(block.p), interleave) * n
-            return Run(True, n, passes, tiles * _ceil(len(piece.g), self.architecture.rows))
-        tiles *= _ceil(len(block.p), self.tile_rows)
+            passes = ceil_div(len(block.p), interleave) * n
+            return Run(True, n, passes, tiles * ceil_div(len(piece.g), self.architecture.rows))
+        tiles *= ceil_div(len(block.p), self.tile_rows)
         return Run(False, n, len(piece.g) * n, tiles, emits=piece.last)
 
     def sizes(self, block: Block, groups: int) -> tuple[int, int, int]:
@@ -182,11 +179,11 @@ class Mapping:
 
         Groups in a row buffer, packed weights in a column buffer, words in a result buffer.
         """
-        rows, columns = self.architecture.rows, _ceil(len(block.q), self.architecture.cols)
+        rows, columns = self.architecture.rows, ceil_div(len(block.q), self.architecture.cols)
         if self.stationary:
-            moving = len(block.p) * _ceil(groups, rows)
+            moving = len(block.p) * ceil_div(groups, rows)
         else:
-            moving = _ceil(len(block.p), rows) * groups
+            moving = ceil_div(len(block.p), rows) * groups
         results = rows if self.paired else len(block.p)
         return moving, columns * groups * self.shape.pattern.n, columns * results
 
@@ -205,7 +202,7 @@ def _block(length: int, block: int, number: int) -> range:
 
 
 def _blocks(length: int, block: int) -> Iterator[range]:
-    return (_block(length, block, number) for number in range(_ceil(length, block)))
+    return (_block(length, block, number) for number in range(ceil_div(length, block)))
 
 
 def mappings(architecture: Architecture, shape: GemmShape) -> Iterator[Mapping]:
@@ -239,7 +236,7 @@ def _weight_stationary(architecture: Architecture, shape: GemmShape) -> Mapping:
     rows, cols, n = architecture.rows, architecture.cols, shape.pattern.n
     buffer = _buffer_groups(architecture, shape)
     p_block = min(shape.p, buffer, architecture.out_words)
-    slices = min(_ceil(shape.groups, rows), buffer // p_block,
+    slices = min(ceil_div(shape.groups, rows), buffer // p_block,
                  max(1, architecture.n2s_words // (rows * n)))
     g_block = min(shape.groups, slices * rows)
     column_tiles = max(1, min(architecture.out_words // p_block,
@@ -259,7 +256,7 @@ def _output_stationary(
                   architecture.n2s_words // (n * interleave_cols))
     row_blocks = column_blocks = 1
     if g_block == shape.groups:
-        row_blocks = min(_ceil(shape.p, rows * interleave_rows),
+        row_blocks = min(ceil_div(shape.p, rows * interleave_rows),
                          buffer // (g_block * interleave_rows))
         p_block = min(shape.p, row_blocks * rows * interleave_rows)
         row_blocks = min(row_blocks, max(1, architecture.out_words // interleave_cols
@@ -275,7 +272,7 @@ def _output_stationary(
 
 def _paired(architecture: Architecture, shape: GemmShape) -> Mapping:
     rows, cols, n = architecture.rows, architecture.cols, shape.pattern.n
-    blocks = shape.batch * _ceil(shape.p, rows) * _ceil(shape.q, cols)
+    blocks = shape.batch * ceil_div(shape.p, rows) * ceil_div(shape.q, cols)
     pairs = min(architecture.interleave, blocks)
     g_block = min(shape.groups, _buffer_groups(architecture, shape) // pairs,
                   architecture.n2s_words // (n * pairs))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+from compiler.ceiling import ceil_div
 from rtl.architecture import Architecture
 from rtl.chunk import LANES, ChunkFormat
 from rtl.errors import ParameterError
@@ -30,10 +31,6 @@ _HIDDEN = 0.95
 _MOST_ROWS = 4032  # `first` of load_a has 12 bits
 _LONGEST_K = 65520  # `items` and `count` have 16 bits
 _SCAN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-
-
-def _ceil(value: int, unit: int) -> int:
-    return -(-value // unit)
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class Blocking:
     @property
     def row_words(self) -> int:
         """Words of a piece of K in a row buffer."""
-        return _ceil(min(self.k_block, self.problem.k), LANES)
+        return ceil_div(min(self.k_block, self.problem.k), LANES)
 
     @property
     def column_words(self) -> int:
@@ -118,12 +115,12 @@ class Blocking:
     @property
     def column_tiles(self) -> int:
         """Column tiles of a block."""
-        return _ceil(self.q_block * LANES, self.architecture.cols)
+        return ceil_div(self.q_block * LANES, self.architecture.cols)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Words of a slot of row, column and result buffers."""
-        row_tiles = _ceil(self.p_block, self.architecture.rows)
+        row_tiles = ceil_div(self.p_block, self.architecture.rows)
         return (row_tiles * self.row_words, self.column_tiles * self.column_words,
                 self.column_tiles * self.p_block)
 
@@ -131,7 +128,7 @@ class Blocking:
     def slots(self) -> tuple[int, int, int]:
         """Slots of row, column and result buffers: as many as fit and are of use."""
         machine, (rows, columns, results) = self.architecture, self.sizes
-        pieces = _ceil(self.problem.k, self.k_block)
+        pieces = ceil_div(self.problem.k, self.k_block)
         return (min(machine.w2e_words // rows, len(self.row_cuts) * pieces),
                 min(machine.n2s_words // columns, len(self.column_cuts) * pieces),
                 min(machine.out_words // results, 2))
@@ -145,7 +142,7 @@ class Blocking:
     def overlaps(self) -> bool:
         """Whether the next block can load while one computes."""
         rows, columns, results = self.slots
-        pieces = _ceil(self.problem.k, self.k_block)
+        pieces = ceil_div(self.problem.k, self.k_block)
         blocks = len(self.row_cuts), len(self.column_cuts)
         return (rows >= min(2, blocks[0] * pieces) and columns >= min(2, blocks[1] * pieces)
                 and results >= min(2, blocks[0] * blocks[1]))
@@ -204,7 +201,7 @@ class Blocking:
 
     def _tiles(self, rows: int, columns: int, interleave_rows: int) -> int:
         height, width = self._tile(interleave_rows)
-        return _ceil(rows, height) * _ceil(columns, width)
+        return ceil_div(rows, height) * ceil_div(columns, width)
 
     def _interleave(self, rows: int, columns: int) -> int:
         """Row tiles among the interleaved sums for the fewest tiles."""
@@ -226,12 +223,12 @@ class Blocking:
 
     def _row_load(self, rows: int) -> float:
         """Cycles to load rows over all of K."""
-        return rows * _ceil(self.problem.k, LANES) * _WORD_CYCLES
+        return rows * ceil_div(self.problem.k, LANES) * _WORD_CYCLES
 
     def _column_load(self, panels: int) -> float:
         """Cycles to load panels over all of K: by memory, or by the column buffers' ports."""
         form = ChunkFormat(self.problem.pattern)
-        chunks = _ceil(self.problem.k, LANES)
+        chunks = ceil_div(self.problem.k, LANES)
         fill = form.rows * max(1.0, LANES / self.architecture.cols)
         return panels * chunks * max(form.words * _WORD_CYCLES, fill)
 
@@ -303,8 +300,8 @@ def best_blocking(architecture: Architecture, problem: Problem) -> Blocking:
 def _row_sizes(architecture: Architecture, problem: Problem) -> list[int]:
     """Rows of a block worth trying."""
     unit = problem.row_unit
-    sizes = {_ceil(scale * architecture.rows, unit) * unit for scale in _SCAN}
-    whole = _ceil(problem.p, unit) * unit
+    sizes = {ceil_div(scale * architecture.rows, unit) * unit for scale in _SCAN}
+    whole = ceil_div(problem.p, unit) * unit
     return sorted({min(size, whole) for size in sizes | {_MOST_ROWS} if size <= _MOST_ROWS})
 
 
@@ -317,7 +314,8 @@ def _panel_sizes(problem: Problem) -> list[int]:
 def _whole(architecture: Architecture, problem: Problem) -> Iterator[Blocking]:
     if problem.k > _LONGEST_K:
         return
-    least = _ceil(architecture.rows * architecture.interleave, problem.row_unit) * problem.row_unit
+    unit = problem.row_unit
+    least = ceil_div(architecture.rows * architecture.interleave, unit) * unit
     for rows in _row_sizes(architecture, problem):
         for panels in _panel_sizes(problem):
             for edge in sorted({min(rows, least), rows}):

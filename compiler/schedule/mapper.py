@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from compiler.schedule.problem import Problem, ceil_div
+from compiler.ceiling import ceil_div
+from compiler.schedule.problem import Problem
 from compiler.schedule.target import Target
 from compiler.schedule.tiling import Tiling
 from rtl.errors import ParameterError

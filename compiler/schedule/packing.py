@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compiler.schedule.problem import Problem, ceil_div
+from compiler.ceiling import ceil_div
+from compiler.schedule.problem import Problem
 from rtl.architecture import MAX_M
 from rtl.pattern import DENSE, NmPattern
 

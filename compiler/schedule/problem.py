@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from compiler.ceiling import ceil_div
 from rtl.chunk import LANES, WORD_BYTES, ChunkFormat
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["Bound", "Cost", "Problem", "ceil_div"]
+__all__ = ["Bound", "Cost", "Problem"]
 
 Bound = Literal["array", "memory", "load port", "store port", "column port", "vector"]
-
-
-def ceil_div(value: int, unit: int) -> int:
-    """``value / unit``, rounded up."""
-    return -(-value // unit)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compiler.array.mapping import GemmShape, Mapping
-from compiler.schedule.problem import ceil_div
+from compiler.ceiling import ceil_div
 from compiler.schedule.tiling import Tiling
 from rtl.architecture import MAX_M
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+from compiler.ceiling import ceil_div
 from compiler.chip.optimisers import Optimiser, Sgd
 from compiler.ir import Gemm, HostTask, Step, Task, Update
 from compiler.schedule.mapper import Dataflow, Mapped, best_tiling
 from compiler.schedule.packing import packed_groups
-from compiler.schedule.problem import Problem, ceil_div
+from compiler.schedule.problem import Problem
 from compiler.schedule.target import Target
 from rtl.chunk import LANES, ChunkFormat
 from rtl.pattern import DENSE

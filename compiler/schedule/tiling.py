@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from compiler.schedule.problem import Cost, Problem, ceil_div
+from compiler.ceiling import ceil_div
+from compiler.schedule.problem import Cost, Problem
 from compiler.schedule.target import Target
 from rtl.architecture import MAX_M, Architecture
 from rtl.stce import StceTiming

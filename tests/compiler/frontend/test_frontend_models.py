@@ -211,7 +211,7 @@ def test_a_model_without_data_is_captured() -> None:
 
 
 def test_a_llama_of_the_transformers_library_is_captured() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
     config = transformers.LlamaConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=128, use_cache=False)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.array.mapping import GemmShape, Mapping
+from compiler.ceiling import ceil_div
 from compiler.schedule.mapper import tilings
-from compiler.schedule.problem import Problem, ceil_div
+from compiler.schedule.problem import Problem
 from compiler.schedule.target import Target
 from compiler.schedule.tiling import Tiling
 from rtl.architecture import PRESETS, Architecture
