@@ -62,7 +62,8 @@ class Tiling:
 
     def describe(self) -> str:
         """One line for reports: tile shape, blocks, order, what was transposed."""
-        shape = "pairs" if self.paired else f"{self.interleave_rows} row tiles"
+        rows = self.interleave_rows
+        shape = "pairs" if self.paired else f"{rows} row tile{'s' * (rows > 1)}"
         words = [f"{self.dataflow}" if self.stationary else f"{self.dataflow}, {shape}",
                  f"{min(self.p_block, self.problem.p)} x {min(self.q_block, self.problem.q)}"]
         if not self.whole_k:
