@@ -97,7 +97,7 @@ class AdapterAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """What ``LlamaAttention`` returns; the arguments are its own, a cache excepted."""
         if cache is not None:
-            raise NotImplementedError("adapters do not read a key-value cache yet: use_cache=False")
+            raise ValueError("cache: adapted layers do not read a key-value cache; use_cache=False")
         query, key, value = (
             self._heads(project(hidden_states))
             for project in (self.q_proj, self.k_proj, self.v_proj)

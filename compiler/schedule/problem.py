@@ -44,11 +44,6 @@ class Problem:
         """Multiply-accumulates that the array executes; padding of groups counts."""
         return self.batch * self.p * self.q * self.groups * self.pattern.n
 
-    @property
-    def dense_macs(self) -> int:
-        """Multiply-accumulates without pruning."""
-        return self.batch * self.p * self.q * self.k
-
     def swapped(self) -> Problem:
         """The transposed product, ``C^T = B^T @ A^T``."""
         return Problem(self.q, self.p, self.k, self.batch, self.taps, self.pattern,

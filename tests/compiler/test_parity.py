@@ -10,20 +10,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from layer_program import forward_program
 
 from compiler.array.gemm import run_mapping
-from compiler.chip.allocator import Region
 from compiler.chip.conv_geometry import ConvGeometry
-from compiler.chip.gemm import emit_forward
-from compiler.chip.run import ChipRun
-from compiler.chip.tensors import Matrix, PackedWeights
 from compiler.ir import Conv
 from compiler.schedule.mapper import best_tiling
 from compiler.schedule.problem import Problem
 from compiler.schedule.sampling import sample_of
 from compiler.schedule.target import Target
 from rtl.architecture import PRESETS
-from rtl.axi import BOUNDARY
 from rtl.pattern import DENSE, NmPattern
 from sim import golden
 from sim.chip import Chip, MemoryModel
@@ -77,19 +73,9 @@ def test_a_random_layer_takes_the_chip_as_long_as_the_model_says(chip: Chip, see
     side, c_in, c_out = rng.randint(4, 12), rng.choice((16, 24, 40)), rng.choice((16, 32, 48))
     pattern = rng.choice(PATTERNS)
     geometry = ConvGeometry(conv, rng.randint(1, 3), side, side, c_in, c_out)
-    run = ChipRun(chip.architecture)
-    sizes = kernel * kernel, c_in, c_out
-    weights = run.place(Matrix(*sizes, half=True) if pattern == DENSE
-                        else PackedWeights(*sizes, pattern), Region.WEIGHTS)
-    x, y = run.place(geometry.input()), run.place(geometry.output())
-    emit_forward(run.builder, geometry, x, weights, y)
-    program, bases = run.builder.program(), run.space.bases()
-    at = -(-run.space.size() // BOUNDARY) * BOUNDARY
-    chip.memory[:] = 0
-    chip.load(program, at)
-    chip.start(at, bases)
-    counters = chip.counters()
-    model = predict(program, chip.architecture, MEMORY, bases, at)
+    program = forward_program(chip.architecture, geometry, pattern)
+    counters = program.run(chip)
+    model = predict(program.words, chip.architecture, MEMORY, program.bases, program.at)
     print(f"seed {seed}: {geometry}, {pattern}: RTL {counters['cycles']:,}, model "
           f"{model.cycles:,}, {model.cycles / counters['cycles'] - 1:+.2%}")
     assert model.macs == counters["macs"]

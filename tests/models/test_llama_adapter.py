@@ -248,7 +248,7 @@ def test_the_bases_own_forward_pass_works_with_padding_but_without_a_cache() -> 
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     logits = base(input_ids=padded, attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(logits[:, 3:], base(input_ids=IDS).logits)
-    with pytest.raises(NotImplementedError, match="use_cache=False"):
+    with pytest.raises(ValueError, match="use_cache=False"):
         base(input_ids=IDS, use_cache=True)
 
 

@@ -9,18 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from layer_program import forward_program
 from random_programs import MEMORY_BYTES, Waits, generate
 from random_programs import PROGRAM as RANDOM_AT
 
-from compiler.chip.allocator import Region
 from compiler.chip.conv_geometry import ConvGeometry
-from compiler.chip.gemm import emit_forward
-from compiler.chip.run import ChipRun
-from compiler.chip.tensors import Matrix, PackedWeights
 from compiler.ir import Conv
 from rtl import isa
 from rtl.architecture import PRESETS
-from rtl.axi import BOUNDARY
 from rtl.pattern import NmPattern
 from sim.chip import Chip, MemoryModel
 from sim.chip_cycles import ChipCycles, predict
@@ -49,20 +45,10 @@ def small() -> Iterator[Chip]:
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["dense", "2:8"])
 def test_gemm_on_a_larger_array(small: Chip, pattern: str) -> None:
-    run = ChipRun(small.architecture)
-    sizes = 1, SIDE, SIDE
-    weights = run.place(
-        Matrix(*sizes, half=True) if pattern == "dense"
-        else PackedWeights(*sizes, NmPattern.parse(pattern)), Region.WEIGHTS)
     geometry = ConvGeometry(POINTWISE, SIDE, 1, 1, SIDE, SIDE)
-    x, y = run.place(geometry.input()), run.place(geometry.output())
-    emit_forward(run.builder, geometry, x, weights, y)
-    program, bases = run.builder.program(), run.space.bases()
-    at = -(-run.space.size() // BOUNDARY) * BOUNDARY
-    small.memory[:] = 0
-    small.load(program, at)
-    small.start(at, bases)
-    counters, model = small.counters(), predict(program, small.architecture, FIXED, bases, at)
+    program = forward_program(small.architecture, geometry, NmPattern.parse(pattern))
+    counters = program.run(small)
+    model = predict(program.words, small.architecture, FIXED, program.bases, program.at)
     assert gap(model.cycles, counters["cycles"]) <= 0.02
     assert model.macs == counters["macs"] == SIDE**3 // (1 if pattern == "dense" else 4)
     assert model.write_beats == counters["write_beats"]
