@@ -30,9 +30,10 @@ lint: $(TESTING)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f algorithms/native/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(RUNTIME): pyproject.toml
+$(RUNTIME): pyproject.toml algorithms/native/select.cpp
 	@for tool in g++ perl $(PYTHON); do command -v $$tool >/dev/null || \
 	  { echo "nmsat: $$tool is not installed; on Debian or Ubuntu: $(SYSTEM_FIX)" >&2; exit 1; }; done
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

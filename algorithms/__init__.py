@@ -1,11 +1,17 @@
 """N:M masks and sparse-training methods for PyTorch."""
 
+from algorithms.decay import decay_pruned
+from algorithms.handle import SparseHandle
 from algorithms.layers import NmConv2d, NmLayer, NmLinear
 from algorithms.masks import apply_mask, nm_mask
-from algorithms.methods import METHODS, Method, get_method
+from algorithms.methods.base import Method
+from algorithms.methods.catalogue import METHODS, get_method
+from algorithms.mvue import MinimumVarianceSampler
 from algorithms.plan import STAGES, LayerPlan, PassPlan
 from algorithms.report import LayerReport, SparsityReport
-from algorithms.swap import decay_pruned, plan_model, sparse_layers, sparsify, unsparsify
+from algorithms.rules import Rules, Size
+from algorithms.schedule import Schedule
+from algorithms.swap import plan_model, sparse_layers, sparsify, unsparsify
 
 __all__ = [
     "METHODS",
@@ -13,10 +19,15 @@ __all__ = [
     "LayerPlan",
     "LayerReport",
     "Method",
+    "MinimumVarianceSampler",
     "NmConv2d",
     "NmLayer",
     "NmLinear",
     "PassPlan",
+    "Rules",
+    "Schedule",
+    "Size",
+    "SparseHandle",
     "SparsityReport",
     "apply_mask",
     "decay_pruned",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from algorithms.methods import Method
+from algorithms.methods.base import Method
 from rtl.pattern import DENSE, NmPattern
 
 __all__ = ["STAGES", "LayerPlan", "PassPlan", "plan_layer"]
@@ -23,29 +24,40 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer: its method, and the plans of the passes that a method can prune.
+    """One layer: its method, and the plans of its passes.
 
-    ``backward.pattern`` belongs to the weights, or to dY where ``method.backward`` is ``"grad"``.
+    ``backward.pattern`` belongs to the weights, or to dY where ``method.backward`` is ``"grad"``;
+    ``update.pattern`` to dY.
     """
 
     method: Method
     forward: PassPlan
     backward: PassPlan
+    update: PassPlan = PassPlan(DENSE)
 
     @property
     def is_dense(self) -> bool:
-        """True when neither pass prunes anything."""
-        return self.forward.pattern.is_dense and self.backward.pattern.is_dense
+        """True when no pass prunes anything."""
+        return all(pattern.is_dense for pattern in self.executed_patterns().values())
 
     def executed_patterns(self) -> dict[str, NmPattern]:
         """Pattern that each stage's GEMM runs with, whichever operand is the pruned one."""
-        return {"FF": self.forward.pattern, "BP": self.backward.pattern, "WU": DENSE}
+        return {"FF": self.forward.pattern, "BP": self.backward.pattern,
+                "WU": self.update.pattern}
 
     def weight_patterns(self) -> dict[str, NmPattern]:
         """Pattern of each stage's weight operand; dense where something else is pruned."""
         of_weights = self.method.backward != "grad"
         backward = self.backward.pattern if of_weights else DENSE
         return {"FF": self.forward.pattern, "BP": backward, "WU": DENSE}
+
+    def with_patterns(self, weights: Callable[[NmPattern], NmPattern], sampled: bool) -> LayerPlan:
+        """This plan with ``weights`` of the patterns of FF and BP; WU dense unless ``sampled``."""
+        def of(plan: PassPlan) -> PassPlan:
+            return plan if plan.pattern.is_dense else replace(plan, pattern=weights(plan.pattern))
+
+        update = self.update if sampled else replace(self.update, pattern=DENSE)
+        return replace(self, forward=of(self.forward), backward=of(self.backward), update=update)
 
 
 def _plan_pass(prunes: bool, pattern: NmPattern, channels: int, axis: str) -> PassPlan:
@@ -59,16 +71,22 @@ def _plan_pass(prunes: bool, pattern: NmPattern, channels: int, axis: str) -> Pa
 
 
 def plan_layer(
-    method: Method, pattern: NmPattern, inputs: int, outputs: int, keep_dense: str = ""
+    method: Method, pattern: NmPattern, inputs: int, outputs: int, keep_dense: str = "",
+    gradient: NmPattern = DENSE,
 ) -> LayerPlan:
     """Plan one layer with ``inputs`` and ``outputs`` channels per convolution group.
 
-    ``keep_dense``, when not empty, is the reason to leave both passes dense. A pass whose reduction
+    ``keep_dense``, when not empty, is the reason to leave all passes dense. A pass whose reduction
     has fewer channels than one group of M also stays dense; one that M does not divide is padded
-    with zeros, and its note says so.
+    with zeros, and its note says so. ``gradient`` is the pattern of dY in WU, for methods that
+    sample it there; WU stays dense in a layer whose other passes both do.
     """
     if keep_dense:
-        return LayerPlan(method, PassPlan(DENSE, keep_dense), PassPlan(DENSE, keep_dense))
+        return LayerPlan(method, *(PassPlan(DENSE, keep_dense) for _ in STAGES))
     forward = _plan_pass(method.forward == "weight", pattern, inputs, "input")
     backward = _plan_pass(method.backward != "dense", pattern, outputs, "output")
-    return LayerPlan(method, forward, backward)
+    update = PassPlan(DENSE)
+    if method.update == "grad":
+        small = forward.pattern.is_dense and backward.pattern.is_dense
+        update = PassPlan(DENSE, "FF and BP are dense") if small else PassPlan(gradient)
+    return LayerPlan(method, forward, backward, update)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from algorithms.methods import Method
-from algorithms.plan import LayerPlan
+from algorithms.methods.base import Method
+from algorithms.plan import STAGES, LayerPlan
+from rtl.pattern import NmPattern
 
 __all__ = ["LayerReport", "SparsityReport"]
 
@@ -22,23 +23,46 @@ class LayerReport:
     shape: tuple[int, ...]
     plan: LayerPlan | None
     reason: str = ""
+    conv_groups: int = 1
 
     @property
     def note(self) -> str:
         """Why a pass is dense or padded; empty when there is nothing to explain."""
         if self.plan is None:
             return f"left as is: {self.reason}"
-        forward, backward = self.plan.forward.note, self.plan.backward.note
-        if forward == backward:
-            return forward
-        named = (("FF", forward), ("BP", backward))
+        notes = [self.plan.forward.note, self.plan.backward.note, self.plan.update.note]
+        if len(set(notes)) == 1:
+            return notes[0]
+        named = zip(STAGES, notes, strict=True)
         return "; ".join(f"{stage}: {note}" for stage, note in named if note)
+
+    def densities(self) -> dict[str, float]:
+        """Multiplications of each pass over those of the dense one, padded groups included.
+
+        The sum of WU runs over batch and pixels, unknown here: the pattern's own density.
+        """
+        if self.plan is None:
+            return dict.fromkeys(STAGES, 1.0)
+        patterns = self.plan.executed_patterns()
+        channels = {"FF": self.shape[1], "BP": self.shape[0] // self.conv_groups}
+        found = {stage: _kept(patterns[stage], size) for stage, size in channels.items()}
+        return found | {"WU": patterns["WU"].density}
 
     def cells(self) -> tuple[str, ...]:
         """The columns of this layer's line in the printed report."""
-        patterns = self.plan.executed_patterns().values() if self.plan else ("-", "-", "-")
         shape = "x".join(str(size) for size in self.shape)
-        return self.name or "(model)", self.kind, shape, *(str(p) for p in patterns), self.note
+        passes = ["-", "-", "-"]
+        if self.plan is not None:
+            densities = self.densities()
+            passes = [str(pattern) if pattern.is_dense else f"{pattern} {densities[stage]:.1%}"
+                      for stage, pattern in self.plan.executed_patterns().items()]
+        return self.name or "(model)", self.kind, shape, *passes, self.note
+
+
+def _kept(pattern: NmPattern, channels: int) -> float:
+    if pattern.is_dense:
+        return 1.0
+    return pattern.groups(channels) * pattern.n / channels
 
 
 @dataclass(frozen=True)
@@ -61,7 +85,7 @@ class SparsityReport:
                  for row in rows]
         lines.append(f"method {self.method.name} ({self.method.summary}): "
                      f"{len(self.sparse_layers)} of {len(self.layers)} layers sparse")
-        if self.method.decay:
-            lines.append(f"decay {self.method.decay:g}: call decay_pruned(model) before each "
-                         "optimiser step, after gradients are unscaled")
+        if self.method.decays:
+            lines.append(f"decay {self.method.decays:g}: attach(optimiser) of the handle adds it "
+                         "to the gradients")
         return "\n".join(line.rstrip() for line in lines)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from rtl.pattern import DENSE, NmPattern, Packed
 
-__all__ = ["LANES", "WORD_BYTES", "ChunkFormat"]
+__all__ = ["LANES", "WORD_BYTES", "ChunkFormat", "words_of"]
 
 LANES = 16
 """FP16 lanes of a word, rows and columns of a chunk; the widest group is one word."""
@@ -32,6 +32,11 @@ _INDEX_BITS = 4
 _ROWS_PER_INDEX_WORD = 8 * WORD_BYTES // (LANES * _INDEX_BITS)
 
 Words = npt.NDArray[np.uint16]
+
+
+def words_of(channels: int) -> int:
+    """Words that hold ``channels`` FP16 values; also panels of 16 columns, chunks of 16 rows."""
+    return -(-channels // LANES)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class ChunkFormat:
 
     def panels(self, columns: int) -> int:
         """Panels of 16 columns that cover ``columns``."""
-        return -(-columns // LANES)
+        return words_of(columns)
 
     def pack(self, operand: npt.NDArray[np.float16]) -> Words:
         """Prune and pack a (K, Q) float16 operand whose groups run along axis 0.
@@ -77,7 +82,7 @@ class ChunkFormat:
         (panels, chunks of K, words, 16).
         """
         k, q = operand.shape
-        chunks, panels = -(-k // LANES), self.panels(q)
+        chunks, panels = words_of(k), self.panels(q)
         padded = np.zeros((chunks * LANES, panels * LANES), np.float16)
         padded[:k, :q] = operand
         packed = self.pattern.pack(padded)

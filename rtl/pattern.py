@@ -111,6 +111,24 @@ class NmPattern:
         indices = self._kept(grouped)
         return Packed(np.take_along_axis(grouped, indices.astype(np.intp), axis=1), indices)
 
+    def unpack(self, packed: Packed, length: int) -> npt.NDArray[np.float16]:
+        """The way back: (..., groups, n, columns) to (..., length, columns), +0 where pruned.
+
+        What :meth:`pack` returned gives its operand pruned; leading axes are operands of their own.
+        Raises :class:`ParameterError` for indices that do not increase along axis -2 or reach
+        beyond the group.
+        """
+        values, indices = packed
+        wrong = indices >= self.m
+        wrong[..., 1:, :] |= indices[..., 1:, :] <= indices[..., :-1, :]
+        if wrong.any():
+            rule = f"must increase along the kept elements of a group and stay below M={self.m}"
+            raise ParameterError("indices", int(indices[wrong][0]), rule)
+        *lead, groups, _, columns = values.shape
+        full = np.zeros((*lead, groups, self.m, columns), np.float16)
+        np.put_along_axis(full, indices.astype(np.intp), values, axis=-2)
+        return full.reshape(*lead, groups * self.m, columns)[..., :length, :]
+
     def mask(self, operand: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
         """Boolean (K, Q): which elements of a (K, Q) float16 operand stay."""
         k, q = operand.shape

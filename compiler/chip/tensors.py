@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rtl.architecture import Architecture
-from rtl.chunk import LANES, WORD_BYTES, ChunkFormat
+from rtl.chunk import LANES, WORD_BYTES, words_of
 from rtl.errors import ParameterError
-from rtl.pattern import NmPattern
+from rtl.packed_matrix import PackedMatrix
 
 __all__ = [
     "Activation", "Image", "Matrix", "PackedWeights", "Place", "Tensor", "Vector",
@@ -26,11 +26,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-
-
-def words_of(channels: int) -> int:
-    """Words that hold ``channels`` FP16 values; also panels of 16 columns."""
-    return -(-channels // LANES)
 
 
 def padded(channels: int) -> int:
@@ -248,55 +243,12 @@ class Matrix(Tensor):
 
 
 @dataclass(frozen=True)
-class PackedWeights(Tensor):
-    """Weights (taps, C_in, C_out) pruned N:M and packed, panel by panel (:mod:`rtl.chunk`).
-
-    FF: panels of 16 C_out, chunks along (tap, C_in), groups along C_in. BP (``backward``): panels
-    of 16 C_in, chunks along (tap, C_out), groups along C_out.
-    """
-
-    taps: int
-    c_in: int
-    c_out: int
-    pattern: NmPattern
-    backward: bool = False
-
-    @property
-    def form(self) -> ChunkFormat:
-        """Layout of a chunk."""
-        return ChunkFormat(self.pattern)
-
-    @property
-    def panels(self) -> int:
-        """Panels of 16 columns."""
-        return words_of(self.c_in if self.backward else self.c_out)
-
-    @property
-    def tap_chunks(self) -> int:
-        """Chunks of a tap in a panel."""
-        return words_of(self.c_out if self.backward else self.c_in)
-
-    @property
-    def panel_words(self) -> int:
-        """Words of a panel."""
-        return self.taps * self.tap_chunks * self.form.words
-
-    @property
-    def words(self) -> int:
-        return self.panels * self.panel_words
+class PackedWeights(PackedMatrix, Tensor):
+    """A :class:`rtl.packed_matrix.PackedMatrix` in device memory."""
 
     def chunk(self, panel: int, tap: int, chunk: int) -> int:
         """Offset of a chunk from the base register."""
-        return (self.offset + panel * self.panel_words
-                + (tap * self.tap_chunks + chunk) * self.form.words)
-
-    def pack(self, array: npt.NDArray[np.float16]) -> npt.NDArray[np.uint16]:
-        """Prune and pack (taps, C_in, C_out) float16: (panels, chunks, words, 16)."""
-        full = np.zeros((self.taps, padded(self.c_in), padded(self.c_out)), np.float16)
-        full[:, : self.c_in, : self.c_out] = array
-        if self.backward:
-            full = full.swapaxes(1, 2)
-        return self.form.pack(np.ascontiguousarray(full).reshape(-1, full.shape[2]))
+        return self.offset + self.chunk_word(panel, tap, chunk)
 
     def store(self, image: Image, array: npt.NDArray[np.float16]) -> None:
         """Write (taps, C_in, C_out) float16, pruned and packed."""
@@ -304,4 +256,4 @@ class PackedWeights(Tensor):
 
     def load(self, image: Image) -> npt.NDArray[np.uint16]:
         """Read the packed words as :meth:`pack` returns them."""
-        return self._read(image, np.uint16).reshape(self.panels, -1, self.form.words, LANES)
+        return self._read(image, np.uint16).reshape(self.shape)

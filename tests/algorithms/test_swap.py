@@ -13,6 +13,7 @@ from algorithms import (
     NmConv2d,
     NmLayer,
     NmLinear,
+    Size,
     decay_pruned,
     get_method,
     sparse_layers,
@@ -62,6 +63,15 @@ def test_unsparsify_restores_classes_and_outputs() -> None:
     assert torch.equal(model(IMAGES), plain(IMAGES))
 
 
+def test_layers_whose_class_was_changed_since_are_named_and_nothing_is_undone() -> None:
+    model = network()
+    sparsify(model)
+    model[6].__class__ = type("Wrapped", (NmLinear,), {})
+    with pytest.raises(ParameterError, match=r"^6='Wrapped': its class was changed after spars"):
+        unsparsify(model)
+    assert type(model[2]) is NmConv2d
+
+
 def test_unsparsify_with_prune_computes_what_the_sparse_model_did() -> None:
     model = network()
     sparsify(model)
@@ -89,7 +99,9 @@ def test_copies_are_independent_and_carry_no_cache(how: str) -> None:
     sparsify(model)
     expected = model(IMAGES)
     twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
-    assert all(layer._nm_operands is None for _, layer in sparse_layers(twin))
+    assert all(layer._nm_cached is None for _, layer in sparse_layers(twin))
+    numbers = [layer._nm_number for each in (model, twin) for _, layer in sparse_layers(each)]
+    assert len(numbers) == len(set(numbers))
     assert torch.equal(twin(IMAGES), expected)
     with torch.no_grad():
         twin.get_parameter("6.weight").zero_()
@@ -110,17 +122,22 @@ def test_operands_follow_the_weight_and_are_computed_once_a_version() -> None:
     sparsify(model)
     layer = model[6]
     assert isinstance(layer, NmLayer)
-    first = layer._operands()
-    assert layer._operands() is first
+    made: list[Tensor] = []
+    derive = layer._derive
+    layer._derive = lambda master, *rest: made.append(master) or derive(master, *rest)
+    first = layer.forward_weight()
+    layer.forward_weight()
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    step(model)
-    assert layer._operands() is first
+    for _ in range(2):  # two micro-batches
+        step(model)
+    assert len(made) == 1
     optimiser.step()
-    second = layer._operands()
-    assert second is not first and not torch.equal(second.forward, first.forward)
+    second = layer.forward_weight()
+    assert len(made) == 2 and not torch.equal(second, first)
     layer.weight.data.mul_(-1)
     layer.refresh()
-    assert torch.equal(layer._operands().forward, -second.forward)
+    assert torch.equal(layer.forward_weight(), -second)
+    del layer._derive
     layer.weight = nn.Parameter(torch.zeros_like(layer.weight))
     assert layer.forward_weight().eq(0).all()
 
@@ -152,22 +169,23 @@ def test_operands_are_float16_with_n_of_m_along_the_reduction_of_each_pass() -> 
 
 
 REPORT = """\
-layer  class   weight     FF     BP     WU     note
-0      Conv2d  16x3x3x3   dense  dense  dense  first convolution
-2      Conv2d  20x16x3x3  2:8    2:8    dense  BP: 20 output channels padded to 24
-4      Conv2d  20x1x3x3   dense  dense  dense  \
-FF: 1 input channels a group, fewer than M=8; BP: 1 output channels a group, fewer than M=8
-6      Linear  32x320     2:8    2:8    dense
-7      Linear  10x32      dense  dense  dense  last linear layer
-method bdwp (weights pruned in FF and BP): 2 of 5 layers sparse"""
+layer  class   weight     FF         BP         WU         note
+0      Conv2d  16x3x3x3   dense      dense      dense      first convolution
+2      Conv2d  20x16x3x3  2:8 25.0%  2:8 30.0%  1:2 50.0%  BP: 20 output channels padded to 24
+4      Conv2d  20x1x3x3   dense      dense      dense      \
+FF: 1 input channels a group, fewer than M=8; BP: 1 output channels a group, fewer than M=8; \
+WU: FF and BP are dense
+6      Linear  32x320     2:8 25.0%  2:8 25.0%  1:2 50.0%
+7      Linear  10x32      dense      dense      dense      last linear layer
+method bdwp+wu (weights pruned in FF and BP, gradients sampled in WU): 2 of 5 layers sparse"""
 
 
 def test_report_is_a_table_with_a_reason_for_everything_unusual() -> None:
-    assert str(sparsify(network())) == REPORT
+    assert str(sparsify(network(), "bdwp+wu")) == REPORT
 
 
 def test_report_of_a_method_with_decay_says_how_to_apply_it() -> None:
-    assert "decay 0.0002: call decay_pruned(model)" in str(sparsify(network(), "srste"))
+    assert "decay 0.0002: attach(optimiser) of the handle" in str(sparsify(network(), "srste"))
 
 
 def test_without_a_convolution_the_first_linear_layer_stays_dense() -> None:
@@ -182,8 +200,17 @@ def test_rules_override_the_defaults_and_the_last_match_wins() -> None:
     patterns = [row.plan.forward.pattern for row in report.layers if row.plan]
     assert [str(p) for p in patterns] == ["dense", "4:8", "dense", "1:4", "dense"]
     assert report.layers[-1].note == "rule: dense"
+    unsparsify(model)
     again = sparsify(model, "dense")
     assert again.sparse_layers == () and type(model[2]) is NmConv2d
+
+
+def test_rules_select_by_size() -> None:
+    report = sparsify(network(), rules={Size(below=4096): "dense", Size(at_least=10_000): "1:4"})
+    assert [str(row.plan.forward.pattern) for row in report.layers if row.plan] == [
+        "dense", "dense", "dense", "1:4", "dense"]
+    with pytest.raises(ParameterError, match=r"^below=4: must be above at_least=4; nearest .*: 5$"):
+        Size(4, 4)
 
 
 def test_layers_that_cannot_be_swapped_are_reported_and_left() -> None:
@@ -221,7 +248,10 @@ def test_decay_pulls_only_pruned_weights_and_only_where_the_method_has_one() -> 
     torch.testing.assert_close(layer.weight.grad, 2e-4 * weight * ~layer.forward_mask())
     untouched = model.get_parameter("0.weight").grad
     assert untouched is not None and untouched.eq(0).all()
-    sparsify(model, "bdwp")
+    decay_pruned(model, gradient_scale=3.0)
+    torch.testing.assert_close(layer.weight.grad, 8e-4 * weight * ~layer.forward_mask())
+    unsparsify(model)
+    sparsify(model, "bdwp", rules={"1": "2:8"})
     layer.weight.grad = torch.zeros_like(layer.weight)
     decay_pruned(model)
     assert layer.weight.grad.eq(0).all()
@@ -243,17 +273,20 @@ def test_gradient_scaler_finds_the_overflow_of_fp16_gradients() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "bwdp"}, "method='bwdp': must be one of dense, srste, sdgp, sdwp, bdwp; "
-                             "nearest legal value: bdwp"),
+        ({"method": "bwdp"}, "method='bwdp': must be one of dense, srste, sdgp, sdwp, bdwp, "
+                             "bdwp+wu; nearest legal value: bdwp"),
         ({"pattern": "8:2"}, "pattern='8:2': N:M needs 1 <= N <= M; nearest legal value: 2:2"),
         ({"pattern": "two"}, "pattern='two': must be 'dense' or 'N:M', two integers; "
                              "nearest legal value: 2:8"),
+        ({"gradient": "3:2"}, "gradient='3:2': N:M needs 1 <= N <= M; nearest legal value: 2:2"),
+        ({"precision": "fp32"}, "precision='fp32': must be one of fp16, native; "
+                                "nearest legal value: fp16"),
         ({"rules": {"6": "0:4"}}, "rules['6']='0:4': N:M needs 1 <= N <= M; "
                                   "nearest legal value: 1:4"),
-        ({"rules": {"66": "2:4"}}, "rules='66': must select a layer, by glob on its dotted name "
-                                   "or by class; nearest legal value: 6"),
+        ({"rules": {"66": "2:4"}}, "rules='66': must select a layer, by glob on its dotted name, "
+                                   "by class or by size; nearest legal value: 6"),
         ({"rules": {nn.LSTM: "2:4"}}, "rules='LSTM': must select a layer, by glob on its dotted "
-                                      "name or by class; nearest legal value: 0"),
+                                      "name, by class or by size; nearest legal value: 0"),
     ],
 )
 def test_bad_arguments_are_named_and_change_nothing(
@@ -270,6 +303,25 @@ def test_models_without_weight_layers_are_refused() -> None:
         sparsify(nn.ReLU())
     with pytest.raises(ParameterError, match=r"^model='int': must be a torch\.nn\.Module$"):
         sparsify(3)  # type: ignore[arg-type]
+
+
+def test_a_sparse_model_is_not_sparsified_twice() -> None:
+    model = network()
+    sparsify(model)
+    message = r"^model='Sequential': is sparse already \(bdwp\); call unsparsify\(model\) first$"
+    with pytest.raises(ParameterError, match=message):
+        sparsify(model, "srste")
+    assert all(layer.nm_plan.method.name == "bdwp" for _, layer in sparse_layers(model))
+
+
+def test_weights_without_magnitudes_are_refused() -> None:
+    model = network()
+    model[6].weight = nn.Parameter(torch.zeros(32, 320, dtype=torch.complex64))
+    message = (r"^6\.weight\.dtype='torch\.complex64': must be one of torch\.float32, .*; "
+               r"nearest legal value: torch\.float32$")
+    with pytest.raises(ParameterError, match=message):
+        sparsify(model)
+    assert not list(sparse_layers(model))
 
 
 def test_every_method_is_found_by_its_name() -> None:

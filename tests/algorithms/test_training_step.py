@@ -1,5 +1,6 @@
 """The three GEMMs of a sparse layer against references that use no autograd."""
 
+import copy
 from collections.abc import Callable
 from typing import Literal
 
@@ -49,6 +50,30 @@ def expected_grad(grad: Tensor, groups: int, method: str) -> Tensor:
     return rounded.double()
 
 
+def update_grad(grad: Tensor, method: str, seen: list[Tensor]) -> Tensor:
+    """dY that WU reads; for BDWP+WU what the layer drew: 1:2 along batch and pixels, unbiased."""
+    if METHODS[method].update != "grad":
+        return fp16(grad)
+    (drawn,) = seen
+    assert drawn.shape == grad.shape
+    rows, whole = (t.movedim(1, -1).flatten(0, -2) for t in (drawn.double(), fp16(grad)))
+    if len(rows) % 2:
+        rows, whole = (torch.cat([t, torch.zeros(1, t.shape[1])]) for t in (rows, whole))
+    pairs, sums = rows.view(-1, 2, rows.shape[1]), whole.view(-1, 2, rows.shape[1]).abs().sum(1)
+    # Either of a pair stands for both: the one that is left has the sum of their magnitudes.
+    assert (pairs != 0).sum(1).max() == 1
+    torch.testing.assert_close(pairs.abs().sum(1), sums.half().double(), rtol=1e-3, atol=1e-6)
+    kept = pairs != 0
+    assert torch.equal(pairs.sign()[kept], whole.view(pairs.shape).sign()[kept])
+    return drawn.double()
+
+
+def watched(layer: NmLayer) -> list[Tensor]:
+    seen: list[Tensor] = []
+    layer.watch_update(seen.append)
+    return seen
+
+
 def close(actual: Tensor | None, expected: Tensor) -> None:
     assert actual is not None
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
@@ -61,13 +86,14 @@ def test_linear_step_equals_the_reference(method: str, sizes: tuple[int, int]) -
     layer = sparse(nn.Linear(*sizes), method)
     x = torch.randn(3, 5, sizes[0], requires_grad=True)
     grad = torch.randn(3, 5, sizes[1])
+    seen = watched(layer)
     y = layer(x)
     y.backward(grad)
     forward, backward = expected_weights(layer.weight, 1, method)
     rows, dy = fp16(x).flatten(0, 1), grad.flatten(0, 1)
     close(y, F.linear(fp16(x), forward, layer.get_parameter("bias").detach().double()))
     close(x.grad, (expected_grad(dy, 1, method) @ backward).view(x.shape))
-    close(layer.weight.grad, fp16(dy).T @ rows)
+    close(layer.weight.grad, update_grad(dy, method, seen).T @ rows)
     close(layer.get_parameter("bias").grad, fp16(dy).sum(0))
     assert torch.equal(layer.forward_weight().double(), forward)
     assert torch.equal(layer.backward_weight().double(), backward)
@@ -93,6 +119,7 @@ def test_convolution_step_equals_the_reference(method: str, kind: str) -> None:
     layer = sparse(CONVOLUTIONS[kind](), method)
     assert isinstance(layer, NmConv2d)
     x = torch.randn(2, layer.in_channels, 7, 6, requires_grad=True)
+    seen = watched(layer)
     y = layer(x)
     grad = torch.randn(y.shape)
     y.backward(grad)
@@ -104,7 +131,7 @@ def test_convolution_step_equals_the_reference(method: str, kind: str) -> None:
     close(x.grad, conv2d_input(  # type: ignore[no-untyped-call]
         x.shape, backward, expected_grad(grad, layer.groups, method), **geometry))
     close(layer.weight.grad, conv2d_weight(  # type: ignore[no-untyped-call]
-        fp16(x), layer.weight.shape, fp16(grad), **geometry))
+        fp16(x), layer.weight.shape, update_grad(grad, method, seen), **geometry))
     if layer.bias is not None:
         close(layer.bias.grad, fp16(grad).sum((0, 2, 3)))
     assert torch.equal(layer.forward_weight().double(), forward)
@@ -151,8 +178,8 @@ def test_operands_overflow_to_infinity_and_never_saturate() -> None:
 def test_only_the_gradients_asked_for_are_computed() -> None:
     for module, x in ((nn.Linear(8, 8), torch.randn(2, 8)),
                       (nn.Conv2d(8, 8, 1), torch.randn(2, 8, 2, 2))):
-        for method in ("bdwp", "sdgp"):
-            layer = sparse(module, method)
+        for method in ("bdwp", "sdgp", "bdwp+wu"):
+            layer = sparse(copy.deepcopy(module), method)
             layer(x).sum().backward()
             assert layer.weight.grad is not None
             layer.weight.requires_grad_(False)
@@ -160,7 +187,6 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
             x_grad = x.clone().requires_grad_()
             layer(x_grad).sum().backward()
             assert layer.weight.grad is None and x_grad.grad is not None
-            layer.weight.requires_grad_(True)
 
 
 def test_autocast_does_not_lower_the_products() -> None:

@@ -1,0 +1,50 @@
+"""What a layer computes in: FP16 operands as the accelerator has, or whatever the model uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from algorithms.native.kernels import available, round_into
+from rtl.errors import ParameterError, closest
+
+__all__ = ["PRECISIONS", "Precision", "check_precision", "compute_dtype", "rounded", "rounding"]
+
+Precision = Literal["fp16", "native"]
+
+PRECISIONS: tuple[Precision, ...] = ("fp16", "native")
+"""``"fp16"``: operands are rounded to FP16, products and sums are FP32, results are float32: the
+accelerator's numerics, on any device. ``"native"``: operands, sums and results are what the plain
+layer would have, the type of its input or of autocast."""
+
+
+def check_precision(precision: str) -> Precision:
+    """``precision`` if it is one; raises :class:`ParameterError` otherwise."""
+    for legal in PRECISIONS:
+        if precision == legal:
+            return legal
+    rule = f"must be one of {', '.join(PRECISIONS)}"
+    raise ParameterError("precision", precision, rule, closest(str(precision), PRECISIONS))
+
+
+def compute_dtype(x: Tensor, precision: Precision) -> torch.dtype:
+    """Dtype of operands and result for the input ``x``."""
+    return torch.float32 if precision == "fp16" else x.dtype
+
+
+def rounding(x: Tensor, precision: Precision) -> torch.dtype:
+    """Dtype to whose values the operands are rounded."""
+    return torch.float16 if precision == "fp16" else x.dtype
+
+
+def rounded(tensor: Tensor, precision: Precision) -> Tensor:
+    """An activation or gradient as a GEMM reads it: rounded, in the compute dtype."""
+    if precision == "native":
+        return tensor
+    if tensor.dtype == torch.float32 and tensor.is_cpu and available():
+        out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        round_into(tensor.contiguous(), out, torch.float16)
+        return out
+    return tensor.to(torch.float16).float()
