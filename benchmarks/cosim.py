@@ -17,6 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from algorithms.rules import as_pattern
 from benchmarks.progress import Reporter, Silent
 from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
@@ -26,7 +27,7 @@ from compiler.array import lowering
 from compiler.chip.host import from_device
 from compiler.chip.machine import GoldenMachine, Machine, RtlMachine, differing_words
 from compiler.chip.optimisers import Sgd
-from compiler.chip.training_step import Layer, TrainingStep, compile_step
+from compiler.chip.training_step import Layer, TrainingStep, compile_step, require_method
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
 from sim.chip import Chip, MemoryModel
@@ -99,8 +100,7 @@ def _host_table(step: TrainingStep) -> Table | str:
     table.add_column("operators")
     table.add_column("bytes", justify="right")
     for point in step.points:
-        kinds = "loss" if point.node is None else ", ".join(point.node.kinds)
-        table.add_row(point.name, kinds, f"{point.bytes:,}")
+        table.add_row(point.name, point.operators, f"{point.bytes:,}")
     table.add_section()
     table.add_row("all", "", f"{sum(point.bytes for point in step.points):,}")
     return table
@@ -143,10 +143,14 @@ def cosim_step(
 
 
 def _errors(layer: Layer, step: TrainingStep, machine: Machine) -> tuple[float, float]:
-    """Errors of the weight gradient in device memory and of PyTorch's for the same operands."""
+    """Errors of the weight gradient in device memory and of PyTorch's for the same operands.
+
+    Where dY was sampled, the same draw is in both.
+    """
     node, image = layer.node, machine.image
-    x, dy = (from_device(image, table[value], value)
-             for table, value in ((step.values, node.input), (step.gradients, node.output)))
+    x = from_device(image, step.values[node.input], node.input)
+    dy = (from_device(image, step.gradients[node.output], node.output) if layer.sample is None
+          else layer.sample.load(image))
     if x.dim() == 2:
         x = x[:, :, None, None]
     if dy.dim() == 2:
@@ -160,7 +164,7 @@ def _errors(layer: Layer, step: TrainingStep, machine: Machine) -> tuple[float, 
 
 def train(
     workload: Workload, method: str, pattern: NmPattern, size: str, seeds: Sequence[int],
-    progress: Reporter,
+    progress: Reporter, gradient: str | NmPattern = "1:2",
 ) -> list[Trained]:
     """Train once a seed, with the workload's own recipe."""
     trained = []
@@ -170,7 +174,8 @@ def train(
             def epoch(done: int, epochs: int, loss: float, seed: int = seed) -> None:
                 advance(0, f"seed {seed}, epoch {done} of {epochs}, loss {loss:.3f}")
 
-            trained.append(workload.fit(method, pattern, seed=seed, size=size, progress=epoch))
+            trained.append(workload.fit(method, pattern, seed=seed, size=size, progress=epoch,
+                                        gradient=gradient))
     return trained
 
 
@@ -184,7 +189,7 @@ def cosim_trained(
     with reproducible(seed), progress.task(f"{workload.name} on the RTL", None) as advance:
         step = compile_step(
             trained.model, batch.inputs, arch, optimiser=Sgd(_RATE, _MOMENTUM, _DECAY),
-            loss=workload.score_loss, loss_scale=trained.loss_scale,
+            loss=workload.score_loss, loss_scale=trained.loss_scale, seed=seed,
         )
         return cosim_step(workload.name, step, batch.inputs, batch.targets,
                           MemoryModel.paper(arch), lambda name: advance(0, name))
@@ -204,18 +209,25 @@ def predicted_cycles(
 
 def cosim(
     name: str, *, pattern: NmPattern, arch: Architecture, size: str = "tiny", seed: int = 0,
-    progress: Reporter | None = None,
+    progress: Reporter | None = None, method: str | None = None,
+    gradient: str | NmPattern = "1:2",
 ) -> Cosim:
-    """Train a workload (BDWP, or dense for the dense pattern), then one step on the RTL.
+    """Train a workload, then one step on the RTL.
 
-    Raises :class:`rtl.errors.ParameterError` for an unknown workload or size or a pattern that
-    the array cannot run, :class:`sim.toolchain.ToolError` when the RTL cannot be built.
+    ``method`` is BDWP by default, or dense for the dense pattern; ``gradient`` the pattern of dY in
+    WU, for methods that sample it.
+
+    Raises :class:`rtl.errors.ParameterError` for an unknown workload, size or method, a method that
+    the chip does not train or a pattern that the array cannot run,
+    :class:`sim.toolchain.ToolError` when the RTL cannot be built.
     """
     progress = progress or Silent()
     workload = get_workload(name)
     pattern.require_hardware()
-    method = "dense" if pattern.is_dense else "bdwp"
+    sampled = as_pattern(gradient, "gradient").require_hardware("gradient")
+    chosen = method or ("dense" if pattern.is_dense else "bdwp")
+    require_method(chosen)
     workload.check_size(size, trained=True)
     build_chip(arch, progress)
-    trained = train(workload, method, pattern, size, [seed], progress)[0]
+    trained = train(workload, chosen, pattern, size, [seed], progress, sampled)[0]
     return cosim_trained(workload, trained, arch, size, seed, progress)

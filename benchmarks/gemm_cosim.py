@@ -1,7 +1,7 @@
 """GEMM by GEMM: a real training step on the RTL of the array, checked against the golden model.
 
 Unlike the chip's programs (:mod:`benchmarks.cosim`) this runs the GEMMs of every training method,
-in both dataflows: ``python -m benchmarks.gemm_cosim --method sdgp``.
+in both dataflows: ``python -m benchmarks.gemm_cosim --method bdwp+wu``.
 
 The step is captured from PyTorch (:mod:`compiler.array.capture`), each GEMM is mapped with the
 fewest predicted cycles, run on the Verilated RTL, and compared bit for bit. What the array does not
@@ -156,10 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--method", default="sdgp", choices=sorted(METHODS), help="default: sdgp")
     parser.add_argument("--pattern", default="2:8", help="N:M; default: 2:8")
+    parser.add_argument("--gradient", default="1:2",
+                        help="N:M of dY in WU, for methods that sample it; default: 1:2")
     options = parser.parse_args(argv)
     workload, arch = get_workload("resnet9"), PRESETS["small"]
-    pattern = NmPattern.parse(options.pattern, "--pattern").require_hardware("--pattern")
-    trained = workload.fit(options.method, pattern, epochs=1, seed=0, size="tiny")
+    pattern, gradient = (NmPattern.parse(text, name).require_hardware(name) for name, text in (
+        ("--pattern", options.pattern), ("--gradient", options.gradient)))
+    trained = workload.fit(options.method, pattern, epochs=1, seed=0, size="tiny",
+                           gradient=gradient)
     batch = workload.batch("tiny", _BATCH, 0)
     with reproducible(0):
         captured = capture(

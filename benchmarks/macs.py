@@ -38,7 +38,10 @@ def _layer_macs(layer: NmLayer, inputs: Tensor, outputs: Tensor) -> StepMacs:
     repeats = outputs.numel() // (rows * groups) * groups * torch.Size(kernel).numel()
     patterns = layer.nm_plan.executed_patterns()
     dense = repeats * rows * columns
-    executed = dense + repeats * rows * _reduced(columns, patterns["FF"])
+    executed = repeats * rows * _reduced(columns, patterns["FF"])
+    # WU sums over the pixels of the batch: for each weight, those instead of one a position.
+    pixels = outputs.numel() // (rows * groups)
+    executed += repeats // pixels * rows * columns * _reduced(pixels, patterns["WU"])
     if not inputs.requires_grad:  # nothing before this layer learns: no input gradient
         return StepMacs(2 * dense, executed)
     return StepMacs(3 * dense, executed + repeats * columns * _reduced(rows, patterns["BP"]))

@@ -1,4 +1,4 @@
-"""Put what commands print beneath them: the result blocks of README.md.
+"""Put what commands print beneath them: the result blocks of README.md and of docs/.
 
 A block is ``<!-- COMMAND -->``, a fenced text and ``<!-- end -->``. ``python -m benchmarks.record``
 runs every command from the root of the checkout and replaces the text by the command, which a page
@@ -50,10 +50,12 @@ def record(page: Path, words: Sequence[str], root: Path = ROOT) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Refill the README; the status is 1 if a command failed."""
+    """Refill all pages; the status is 1 if a command failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("words", nargs="*", help="only commands that contain one of these")
-    failed = record(ROOT / "README.md", parser.parse_args(argv).words)
+    words = parser.parse_args(argv).words
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    failed = [command for page in pages for command in record(page, words)]
     for command in failed:
         print(f"failed, block left as it was: {command}", file=sys.stderr)
     return int(bool(failed))

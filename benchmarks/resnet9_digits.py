@@ -103,27 +103,30 @@ class ResNet9Digits(Workload):
         seed: int = 0,
         size: str = "small",
         progress: Progress | None = None,
+        *,
+        gradient: str | NmPattern = "1:2",
     ) -> Trained:
         """Train on four folds and test on the fifth."""
         start = time.perf_counter()
         epochs = RECIPE.epochs if epochs is None else epochs
         model = self.model(self.check_size(size, trained=True), seed)
         chosen = NmPattern.parse(pattern) if isinstance(pattern, str) else pattern
-        report = sparsify(model, method, chosen)
+        sparse = sparsify(model, method, chosen, gradient=gradient)
         train, test = digits_fold(seed % FOLDS)
         scale = minimise(model, self.loss, train, RECIPE, epochs, seed, progress)
         model.eval()
         with torch.no_grad():
             correct = (model(test.inputs).argmax(1) == test.targets).double().mean().item()
-        pruned = bool(report.sparse_layers)
+        pruned = bool(sparse.sparse_layers)
         result = TrainResult(
             workload=self.name,
             method=method,
             pattern=str(chosen) if pruned else "dense",
+            gradient=str(gradient) if sparse.method.update == "grad" else "dense",
             seed=seed,
             epochs=epochs,
             metric=Metric(name="test accuracy, %", value=100 * correct, higher_is_better=True),
-            train_mac_ratio=training_macs(model, test.inputs[:1]).ratio,
+            train_mac_ratio=training_macs(model, train.inputs[: RECIPE.batch]).ratio,
             seconds=time.perf_counter() - start,
         )
         return Trained(model, result, scale)

@@ -1,9 +1,10 @@
 """Layers of the full-size networks, a few tiles each, on the RTL of the 32 x 32 array.
 
-``python -m benchmarks.sampled_layers`` compiles each network, takes GEMMs of every kind from its
-schedule, and runs their samples (:mod:`compiler.schedule.sampling`) with operands of a real
-training step of the network in PyTorch. Cycles must equal the model's, results the golden model's
-bits. The tilings are read back from the network's ``program.bin``.
+``python -m benchmarks.sampled_layers`` compiles each network for BDWP, with ``--method bdwp+wu`` so
+that WU is sparse too, takes GEMMs of every kind from its schedule, and runs their samples
+(:mod:`compiler.schedule.sampling`) with operands of a real training step of the network in PyTorch.
+Cycles must equal the model's, results the golden model's bits. The tilings are read back from the
+network's ``program.bin``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch.overrides import TorchFunctionMode
 
-from algorithms import sparsify
+from algorithms import METHODS, sparsify
 from benchmarks.console import stdout
 from benchmarks.networks import NETWORKS
 from benchmarks.sources import source
@@ -98,13 +99,13 @@ class _Attention(TorchFunctionMode):
 
 
 def operands(
-    network: str, gemms: Sequence[Gemm], pattern: NmPattern
+    network: str, gemms: Sequence[Gemm], pattern: NmPattern, method: str = "bdwp"
 ) -> Iterator[tuple[Half, Half]]:
     """A (batch, P, K) and B (batch, K, Q) of each GEMM, from one step on two examples."""
     entry = CATALOGUE[network]
     with reproducible(0):
         model = entry.build("full", 0)
-        sparsify(model, "bdwp", pattern)
+        sparsify(model, method, pattern)
         images = entry.example("full", 2)
         attention = _Attention()
 
@@ -140,19 +141,22 @@ def _attention_operands(gemm: Gemm, attention: _Attention) -> tuple[Half, Half]:
     raise AssertionError(f"{gemm.name}: no operands of {gemm.p} x {gemm.k} x {gemm.q}")
 
 
-def run_samples(network: str, engine: RtlEngine, count: int = _PER_NETWORK) -> list[SampleCheck]:
+def run_samples(
+    network: str, engine: RtlEngine, count: int = _PER_NETWORK, method: str = "bdwp"
+) -> list[SampleCheck]:
     """The samples of one network on the RTL.
 
     Raises :class:`ValueError` if there is none: an empty check proves nothing.
     """
     pattern = NmPattern(2, 8)
-    compiled = source(network).compiled(arch=engine.architecture, pattern=pattern)
+    compiled = source(network).compiled(arch=engine.architecture, method=method, pattern=pattern)
     picked = chosen(compiled, count)
     if not picked:
         raise ValueError(f"{network} has no GEMM to sample")
     checks = []
     for (gemm, tiling), (a, b) in zip(
-            picked, operands(network, [gemm for gemm, _ in picked], pattern), strict=True):
+            picked, operands(network, [gemm for gemm, _ in picked], pattern, method),
+            strict=True):
         if tiling.swapped:
             a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
         checks.append(_check(network, gemm, tiling, a, b, engine))
@@ -207,9 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampled_layers",
                                      description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--method", default="bdwp", choices=sorted(METHODS), help="default: bdwp")
     options = parser.parse_args(arguments)
     engine = RtlEngine(PRESETS["paper"])
-    checks = [check for name in options.networks for check in run_samples(name, engine)]
+    checks = [check for name in options.networks
+              for check in run_samples(name, engine, method=options.method)]
     stdout().print(table(checks, engine.architecture))
     wrong = [one for one in checks if one.mismatches or one.rtl_cycles != one.model_cycles]
     print(f"{len(checks)} samples, {len(wrong)} differ in a cycle or a bit")

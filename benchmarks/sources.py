@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.swap import Rules
+from algorithms import Rules
 from benchmarks.registry import NAMES
 from compiler.pipeline import Compiled, compile_model
 from models.catalogue import CATALOGUE

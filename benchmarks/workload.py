@@ -43,6 +43,8 @@ class TrainResult(BaseModel):
     train_mac_ratio: float = Field(
         description="Multiply-accumulates of FF, BP and WU over those of dense training.")
     seconds: float = Field(description="Wall time of training and evaluation.")
+    gradient: str = Field("dense", description="Pattern of the sampled dY in WU; dense if it is "
+                          "not.")
 
 
 class Claim(BaseModel):
@@ -111,6 +113,8 @@ class Workload(ABC):
         seed: int = 0,
         size: str = "small",
         progress: Progress | None = None,
+        *,
+        gradient: str | NmPattern = "1:2",
     ) -> Trained:
         """Train and evaluate; arguments as for :meth:`train`."""
 
@@ -127,12 +131,14 @@ class Workload(ABC):
         seed: int = 0,
         size: str = "small",
         progress: Progress | None = None,
+        *,
+        gradient: str | NmPattern = "1:2",
     ) -> TrainResult:
         """Train from scratch and measure on held-out data.
 
         Parameters
         ----------
-        method, pattern: as for :func:`algorithms.sparsify`.
+        method, pattern, gradient: as for :func:`algorithms.sparsify`.
         epochs: passes over the training data; the workload's own recipe when ``None``.
         seed: chooses initialisation, order and data split; the same for every method.
         size: one of :attr:`trainable`.
@@ -142,7 +148,7 @@ class Workload(ABC):
         ------
         ParameterError: unknown method, pattern or size, ``epochs`` below 1, ``seed`` below 0.
         """
-        return self.fit(method, pattern, epochs, seed, size, progress).result
+        return self.fit(method, pattern, epochs, seed, size, progress, gradient=gradient).result
 
     def training_step(self, model: nn.Module, batch: Batch, loss_scale: float = 1024.0) -> float:
         """One forward pass, loss and backward pass in training mode; returns the unscaled loss.

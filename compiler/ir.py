@@ -219,6 +219,11 @@ class Gemm:
         return f"{self.layer} {self.stage}" + (f" {self.part}" if self.part else "")
 
     @property
+    def samples(self) -> bool:
+        """B is a gradient that the host has sampled N:M and packed."""
+        return self.stage == "WU" and self.pattern != DENSE
+
+    @property
     def dense_macs(self) -> int:
         """Multiply-accumulates without pruning."""
         return self.batch * self.p * self.q * self.k
@@ -226,7 +231,7 @@ class Gemm:
 
 @dataclass(frozen=True)
 class HostTask:
-    """What the host does in the step: an operator of the forward pass, or its gradient."""
+    """What the host does in the step: an operator of the forward pass, its gradient, a sample."""
 
     name: str
     operator: str

@@ -11,20 +11,34 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from algorithms import sparsify
+    from algorithms import Schedule, Size, get_method, sparsify, unsparsify
     from compiler.pipeline import compile_model as compile
     from rtl.architecture import Architecture
     from rtl.pattern import NmPattern
 
-__all__ = ["Architecture", "NmPattern", "__version__", "compile", "sparsify"]
+__all__ = [
+    "Architecture",
+    "NmPattern",
+    "Schedule",
+    "Size",
+    "__version__",
+    "compile",
+    "get_method",
+    "sparsify",
+    "unsparsify",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": ("rtl.architecture", "Architecture"),
     "NmPattern": ("rtl.pattern", "NmPattern"),
+    "Schedule": ("algorithms", "Schedule"),
+    "Size": ("algorithms", "Size"),
     "compile": ("compiler.pipeline", "compile_model"),
+    "get_method": ("algorithms", "get_method"),
     "sparsify": ("algorithms", "sparsify"),
+    "unsparsify": ("algorithms", "unsparsify"),
 }
 
 

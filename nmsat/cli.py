@@ -37,7 +37,7 @@ _SHOWN_LAYERS = 24
 _SHOWN = {
     "workload": "WORKLOAD", "method": "--method", "pattern": "--pattern", "size": "--size",
     "epochs": "--epochs", "seed": "--seed", "paths": "--paths", "workers": "--jobs",
-    "cluster": "--cluster",
+    "cluster": "--cluster", "gradient": "--gradient",
 }
 """Parameters of the Python API by the names that the command line has for them."""
 
@@ -45,6 +45,9 @@ ArchOption = Annotated[str, typer.Option(
     "--arch", metavar="PRESET|FILE.toml", help="Architecture: a preset or a TOML file.")]
 JsonOption = Annotated[Path | None, typer.Option(
     "--json", metavar="FILE", help="Also write the result as JSON.")]
+GradientOption = Annotated[str, typer.Option(
+    "--gradient", metavar="dense|N:M",
+    help="Output gradients kept in WU, of methods that sample them.")]
 PatternOption = Annotated[str, typer.Option(
     "--pattern", metavar="dense|N:M", help="Weights kept: N of every M.")]
 SeedOption = Annotated[str, typer.Option("--seed", metavar="S", help="Random seed.")]
@@ -70,10 +73,10 @@ def _integer(parameter: str, text: str, least: int) -> int:
     return value
 
 
-def _hardware_pattern(text: str) -> NmPattern:
+def _hardware_pattern(text: str, parameter: str = "--pattern") -> NmPattern:
     from rtl.pattern import NmPattern
 
-    return NmPattern.parse(text, "--pattern").require_hardware("--pattern")
+    return NmPattern.parse(text, parameter).require_hardware(parameter)
 
 
 def _stdout() -> Console:
@@ -180,6 +183,7 @@ def train(
     method: Annotated[str, typer.Option(
         "--method", metavar="dense|srste|sdgp|sdwp|bdwp|...", help="Training method.")] = "bdwp",
     pattern: PatternOption = "2:8",
+    gradient: GradientOption = "1:2",
     epochs: Annotated[str | None, typer.Option(
         "--epochs", metavar="E", help="Passes over the data; by default the recipe's.")] = None,
     seed: SeedOption = "0",
@@ -194,6 +198,7 @@ def train(
     from rtl.pattern import NmPattern
 
     chosen = NmPattern.parse(pattern, "--pattern")
+    sampled = NmPattern.parse(gradient, "--gradient")
     with Outputs() as outputs:
         json_file = None if json is None else outputs.file("--json", json)
         from benchmarks.registry import get_workload
@@ -205,6 +210,7 @@ def train(
             result = system.train(
                 method, chosen, passes, start, size,
                 lambda done, total, loss: advance(done, f"epoch {done}/{total}, loss {loss:.3f}"),
+                gradient=sampled,
             )
         if json_file is not None:
             outputs.text(json_file, result.model_dump_json(indent=2))
@@ -219,6 +225,7 @@ def compile_(
     pattern: PatternOption = "2:8",
     method: Annotated[str, typer.Option(
         "--method", metavar="dense|srste|sdgp|sdwp|bdwp|...", help="Training method.")] = "bdwp",
+    gradient: GradientOption = "1:2",
     arch: ArchOption = "paper",
     size: SizeOption = "full",
     paths: Annotated[str, typer.Option(
@@ -236,7 +243,7 @@ def compile_(
     """Schedule a model's training step on the accelerator and explain it."""
     _choice("--size", size, _SIZES)
     count = None if batch is None else _integer("--batch", batch, 1)
-    chosen = _hardware_pattern(pattern)
+    chosen, sampled = _hardware_pattern(pattern), _hardware_pattern(gradient, "--gradient")
     from nmsat.output import Outputs
     from rtl.architecture import Architecture
 
@@ -255,8 +262,8 @@ def compile_(
         target = Target.of(architecture, paths)
         with terminal_reporter().task(f"compiling {workload}", None):
             compiled = source(workload, size, count).compiled(
-                arch=target, method=method, pattern=chosen, training=not forward,
-                host_fallback=host_fallback,
+                arch=target, method=method, pattern=chosen, gradient=sampled,
+                training=not forward, host_fallback=host_fallback,
             )
             result = compiled.result
         console = _stdout()
@@ -273,6 +280,10 @@ def compile_(
 def cosim(
     workload: WorkloadArgument,
     pattern: PatternOption = "2:8",
+    method: Annotated[str | None, typer.Option(
+        "--method", metavar="dense|bdwp|bdwp+wu",
+        help="Training method; by default bdwp, or dense for the dense pattern.")] = None,
+    gradient: GradientOption = "1:2",
     arch: ArchOption = "small",
     size: SizeOption = "tiny",
     seed: SeedOption = "0",
@@ -281,7 +292,7 @@ def cosim(
     """Run one whole training step on the RTL of the chip and compare all of its memory."""
     _choice("--size", size, _SIZES)
     start = _integer("--seed", seed, 0)
-    chosen = _hardware_pattern(pattern)
+    chosen, sampled = _hardware_pattern(pattern), _hardware_pattern(gradient, "--gradient")
     from nmsat.output import Outputs
     from rtl.architecture import Architecture
 
@@ -292,7 +303,7 @@ def cosim(
         from nmsat.progress import terminal_reporter
 
         step = run_cosim(workload, pattern=chosen, arch=architecture, size=size, seed=start,
-                         progress=terminal_reporter())
+                         method=method, gradient=sampled, progress=terminal_reporter())
         console = _stdout()
         console.print(step.table())
         if json_file is not None:

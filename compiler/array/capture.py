@@ -8,7 +8,7 @@ operator that is not captured cannot go unnoticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ Stage = Literal["FF", "BP", "WU"]
 class Gemm:
     """One GEMM of a training step with its operands.
 
-    ``a`` float16 (P, K); ``b`` float16 (K, Q), not yet pruned; ``pattern`` of ``b`` along K;
+    ``a`` float16 (P, K); ``b`` float16 (K, Q), as packing prunes it; ``pattern`` of ``b`` along K;
     ``torch_c`` float32 (P, Q), PyTorch's own result; ``padded_channels`` as
     :class:`compiler.array.lowering.Operands`.
     """
@@ -74,11 +74,23 @@ class Captured:
 
 @dataclass
 class _Seen:
-    """What the hooks note of one layer: one entry a call, gradients in reverse order."""
+    """What the hooks note of one layer: one entry a call, gradients in reverse order.
 
-    inputs: list[Tensor]
-    needs_grad: list[bool]
-    gradients: list[Tensor]
+    samples: dY as WU read it, of layers that :func:`algorithms.sparsify` swapped.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    needs_grad: list[bool] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
+
+    def gradient(self, call: int) -> Tensor | None:
+        """dY of a call."""
+        return self.gradients[-1 - call] if self.gradients else None
+
+    def sample(self, call: int) -> Tensor | None:
+        """dY as WU of a call read it."""
+        return self.samples[-1 - call] if self.samples else self.gradient(call)
 
 
 def capture(
@@ -87,15 +99,16 @@ def capture(
     """Run ``step`` (a forward and backward pass of ``model``) and return its GEMMs.
 
     Works on any model; layers swapped by :func:`algorithms.sparsify` also contribute their
-    patterns. Operands are rounded to FP16, as the array reads them. With ``only``, the GEMMs of
-    those layers, and nothing is said of the rest.
+    patterns, and dY as WU drew it. Operands are rounded to FP16, as the array reads them. Weights
+    are the dense master where SORE selects what the layer did, else as the layer has pruned them.
+    With ``only``, the GEMMs of those layers, and nothing is said of the rest.
     """
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and (only is None or name in only)
     }
-    seen = {name: _Seen([], [], []) for name in layers}
+    seen = {name: _Seen() for name in layers}
     handles = [handle for name in layers for handle in _watch(layers[name], seen[name])]
     try:
         with FlopCounterMode(display=False) as counter:
@@ -103,6 +116,9 @@ def capture(
     finally:
         for handle in handles:
             handle.remove()
+        for layer in layers.values():
+            if isinstance(layer, NmLayer):
+                layer.watch_update(None)
 
     gemms: list[Gemm] = []
     unsupported: list[Unsupported] = []
@@ -128,6 +144,8 @@ def _watch(layer: nn.Module, seen: _Seen) -> Iterator[Any]:
                 lambda grad: seen.gradients.append(grad.detach())
             )
 
+    if isinstance(layer, NmLayer):
+        layer.watch_update(lambda sample: seen.samples.append(sample.detach()))
     yield layer.register_forward_hook(note_input)
 
 
@@ -147,17 +165,21 @@ def _lower(name: str, layer: nn.Module, seen: _Seen, call: int) -> Iterator[Gemm
     x = _fp16(seen.inputs[call])
     weight = layer.get_parameter("weight")
     dense = _fp16(weight.detach())
-    kept_ff = kept_bp = dense
-    patterns: dict[str, NmPattern] = {"FF": DENSE, "BP": DENSE}
+    kept_ff = kept_bp = dense_ff = dense_bp = dense
+    patterns: dict[str, NmPattern] = {"FF": DENSE, "BP": DENSE, "WU": DENSE}
     prune_gradient = False
     if isinstance(layer, NmLayer):
+        method = layer.nm_plan.method
         kept_ff, kept_bp = layer.forward_weight().float(), layer.backward_weight().float()
         patterns = layer.nm_plan.executed_patterns()
-        prune_gradient = layer.nm_plan.method.backward == "grad"
-    # Weights shared by both passes (SR-STE): BP multiplies densely what FF left over.
-    from_ff = isinstance(layer, NmLayer) and layer.nm_plan.method.backward != "weight"
-    dense_bp = kept_bp if from_ff else dense
-    dy = _fp16(seen.gradients[-1 - call]) if seen.gradients else None
+        prune_gradient = method.backward == "grad"
+        if not method.selects_in_hardware:
+            dense_ff, dense_bp = kept_ff, kept_bp
+        if method.backward != "weight":
+            # Weights shared by both passes (SR-STE): BP multiplies densely what FF left over.
+            dense_bp = kept_bp
+    dy, drawn = (None if seen_dy is None else _fp16(seen_dy)
+                 for seen_dy in (seen.gradient(call), seen.sample(call)))
     if isinstance(layer, nn.Conv2d):
         conv, groups = lowering.conv_of(layer), layer.groups
         if x.dim() == 3:
@@ -166,9 +188,10 @@ def _lower(name: str, layer: nn.Module, seen: _Seen, call: int) -> Iterator[Gemm
         conv, groups = Conv((1, 1)), 1
         x = x.reshape(-1, x.shape[-1], 1, 1)
         dy = None if dy is None else dy.reshape(-1, dy.shape[-1], 1, 1)
-        dense, kept_ff, kept_bp, dense_bp = (
-            w[:, :, None, None] for w in (dense, kept_ff, kept_bp, dense_bp)
+        dense_ff, kept_ff, kept_bp, dense_bp = (
+            w[:, :, None, None] for w in (dense_ff, kept_ff, kept_bp, dense_bp)
         )
+    drawn = None if drawn is None or dy is None else drawn.reshape(dy.shape)
 
     def emit(stage: Stage, group: int, operands: Operands) -> Gemm:
         marks = [f"#{call}"] if call else []
@@ -183,10 +206,10 @@ def _lower(name: str, layer: nn.Module, seen: _Seen, call: int) -> Iterator[Gemm
     for group in range(groups):
         inputs = x.chunk(groups, 1)[group]
         ff, ff_kept, bp, bp_kept = (
-            w.chunk(groups, 0)[group] for w in (dense, kept_ff, dense_bp, kept_bp)
+            w.chunk(groups, 0)[group] for w in (dense_ff, kept_ff, dense_bp, kept_bp)
         )
         yield emit("FF", group, lowering.forward(inputs, ff, ff_kept, conv, patterns["FF"]))
-        if dy is None:
+        if dy is None or drawn is None:
             continue
         gradient = dy.chunk(groups, 1)[group]
         if seen.needs_grad[call]:
@@ -196,7 +219,8 @@ def _lower(name: str, layer: nn.Module, seen: _Seen, call: int) -> Iterator[Gemm
             ):
                 yield emit("BP", group, operands)
         if weight.requires_grad:
-            yield emit("WU", group, lowering.weight_update(inputs, gradient, conv))
+            yield emit("WU", group, lowering.weight_update(
+                inputs, drawn.chunk(groups, 1)[group], conv, patterns["WU"]))
 
 
 def _uncaptured(

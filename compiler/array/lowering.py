@@ -7,13 +7,14 @@ stage  P                     Q        K                   sparse operand
 ====== ===================== ======== =================== =================
 FF     batch x output pixels C_out    taps x C_in         weights, C_in
 BP     batch x input pixels  C_in     taps x C_out        weights, C_out
-WU     taps x C_in           C_out    batch x out pixels  none
+WU     taps x C_in           C_out    batch x out pixels  dY, pixels
 ====== ===================== ======== =================== =================
 
 Along K the channels of one kernel tap are neighbours, padded with zeros to whole groups of M, so
 that a group is M channels of one pixel. BP of a strided convolution falls apart into one GEMM for
 each residue of the input pixel, each with just the taps that meet it: no product with the zeros
-that a stride puts between gradients.
+that a stride puts between gradients. Along K of WU pixels run image by image, row by row; what is
+pruned there is dY as the method has sampled it, of which packing keeps all that is not zero.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def forward(x: Tensor, weight: Tensor, kept: Tensor, conv: Conv, pattern: NmPatt
     )
 
 
-def weight_update(x: Tensor, dy: Tensor, conv: Conv) -> Operands:
-    """WU: dW = X^T * dY, dense; ``dy`` is (B, C_out, out_h, out_w)."""
+def weight_update(x: Tensor, dy: Tensor, conv: Conv, pattern: NmPattern = DENSE) -> Operands:
+    """WU: dW = X^T * dY; ``dy`` is (B, C_out, out_h, out_w), sampled already to ``pattern``."""
     image = F.pad(x, conv.padding)
     columns = _columns(image, conv)
     # A stride may leave pixels over that no output reads.
@@ -111,7 +112,7 @@ def weight_update(x: Tensor, dy: Tensor, conv: Conv) -> Operands:
     return Operands(
         _half(columns.flatten(0, 2).flatten(1).T),
         _half(dy.permute(0, 2, 3, 1).flatten(0, 2)),
-        DENSE,
+        pattern,
         dw.permute(2, 3, 1, 0).flatten(0, 2),
     )
 

@@ -1,12 +1,12 @@
 """Code for the three GEMMs of a training step, each with what follows it on the way to memory.
 
-====== ========================== =========================================================
+====== ========================== ===========================================================
 stage  call                       result
-====== ========================== =========================================================
+====== ========================== ===========================================================
 FF     :func:`emit_forward`       Y = X * W, + bias, + shortcut, ReLU; FP16
 BP     :func:`emit_backward`      dX = dY * W^T, + other branch, gated by a saved activation; FP16
-WU     :func:`emit_weight_update` dW = X^T * dY; FP32, watched for Inf and NaN
-====== ========================== =========================================================
+WU     :func:`emit_weight_update` dW = X^T * dY, or its sample; FP32, watched for Inf and NaN
+====== ========================== ===========================================================
 
 Every sum is over K in rising order: (tap, channel) for FF and BP, with taps by (row, column) of the
 kernel, and pixels for WU. A GEMM is cut by :mod:`compiler.chip.blocking`; the loads and the compute
@@ -30,6 +30,7 @@ from compiler.chip.operands import (
     TurnedRows,
     backward_columns,
     forward_columns,
+    sampled_columns,
 )
 from compiler.chip.tensors import (
     Activation,
@@ -211,27 +212,36 @@ def emit_backward(
 
 
 def emit_weight_update(
-    builder: ProgramBuilder, geometry: ConvGeometry, x: Activation, dy: Activation,
-    gradient: Matrix, *, watch: bool = True,
+    builder: ProgramBuilder, geometry: ConvGeometry, x: Activation,
+    dy: Activation | PackedWeights, gradient: Matrix, *, watch: bool = True,
 ) -> None:
     """WU: ``gradient = x^T * dy`` over all pixels of the batch, FP32.
 
-    ``gradient`` has the group that :func:`compiler.chip.tensors.gradient_group` says. ``watch``
-    sets the sticky flag if a sum is Inf or NaN.
+    Parameters
+    ----------
+    dy: as BP reads it, or its packed sample: one tap, whose C_in are the pixels of the batch.
+    gradient: with the group that :func:`compiler.chip.tensors.gradient_group` says.
+    watch: set the sticky flag if a sum is Inf or NaN.
     """
     geometry.check("x", x, geometry.input())
-    geometry.check("dy", dy, geometry.output())
     group = gradient_group(builder.architecture)
     if gradient.half or gradient.group != group:
         raise ParameterError("gradient.group", gradient.group, f"must be {group}, in FP32", group)
     walk = geometry.forward(x)
-    problem = Problem(
-        geometry.rows, words_of(geometry.c_out), walk.grid.count, DENSE, LANES, group,
-        stored_words=2,
-    )
+    columns: Columns
+    if isinstance(dy, PackedWeights):
+        sizes, legal = (dy.taps, dy.c_in, dy.c_out), (1, walk.grid.count, geometry.c_out)
+        if sizes != legal or dy.backward:
+            raise ParameterError("dy", sizes, f"must be {legal} (1, pixels, C_out)", legal)
+        k, pattern, columns = dy.tap_chunks * LANES, dy.pattern, sampled_columns(dy)
+    else:
+        geometry.check("dy", dy, geometry.output())
+        k, pattern, columns = walk.grid.count, DENSE, PixelColumns(dy)
+    problem = Problem(geometry.rows, words_of(geometry.c_out), k, pattern, LANES, group,
+                      stored_words=2)
     emit_gemm(
-        builder, best_blocking(builder.architecture, problem), TurnedRows(walk),
-        PixelColumns(dy), MatrixDrain(gradient, watch),
+        builder, best_blocking(builder.architecture, problem), TurnedRows(walk), columns,
+        MatrixDrain(gradient, watch),
     )
 
 

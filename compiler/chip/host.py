@@ -2,7 +2,8 @@
 
 Regions of the network that the chip does not run are executed by PyTorch on the activations in
 device memory, forward and backward, in float32 with FP16 in memory. Parameters that live there
-(normalisation) are updated by the host's own optimiser.
+(normalisation) are updated by the host's own optimiser. Gradients that WU reads sampled are drawn
+and packed here too: no unit of the chip draws numbers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from algorithms import Method
+from algorithms.gradients import Gradient
 from compiler.chip.network import HostNode, Value
-from compiler.chip.tensors import Activation, Image
+from compiler.chip.tensors import Activation, Image, PackedWeights
 
-__all__ = ["Contribution", "HostPoint", "HostRuntime", "Loss", "from_device", "to_device"]
+__all__ = [
+    "Contribution", "HostPoint", "HostRuntime", "Loss", "Sample", "from_device", "to_device",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Scores and targets to a scalar."""
@@ -38,11 +43,38 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """dY of a layer, sampled N:M along batch and pixels and packed, as WU reads it.
+
+    value: the layer's output. method: draws the sample. target: one tap, whose C_in are the pixels.
+    """
+
+    value: Value
+    method: Method
+    target: PackedWeights
+
+    def draw(self, image: Image, dy: Activation) -> None:
+        """Sample what lies in ``dy``, by PyTorch's global generator."""
+        whole = Gradient(from_device(image, dy, self.value), 1, torch.float16)
+        drawn = self.method.update_gradient(whole, self.target.pattern)
+        rows = drawn.movedim(1, -1).reshape(1, -1, self.target.c_out)
+        self.target.store(image, rows.to(torch.float16).numpy())
+
+    def load(self, image: Image) -> Tensor:
+        """What was drawn, as :func:`from_device` has dY."""
+        value, rows = self.value, self.target.unpack(self.target.load(image))
+        array = torch.from_numpy(rows.astype(np.float32))
+        shaped = array.reshape(value.batch, value.height, value.width, value.channels)
+        return shaped.flatten(0, 2) if value.flat else shaped.permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
 class HostPoint:
     """One stop of the program: what the host reads and writes there.
 
-    ``node`` is None for the loss, whose input is the scores and whose output their gradient.
-    Backward, ``inputs`` are the gradients of the node's outputs and ``outputs`` go to its inputs.
+    ``node`` is None for the loss, whose input is the scores and whose output their gradient, and
+    with a ``sample``, whose input is dY. Backward, ``inputs`` are the gradients of the node's
+    outputs and ``outputs`` go to its inputs.
     """
 
     name: str
@@ -50,11 +82,21 @@ class HostPoint:
     backward: bool
     inputs: tuple[Activation, ...]
     outputs: tuple[Contribution | None, ...]
+    sample: Sample | None = None
+
+    @property
+    def operators(self) -> str:
+        """What the host computes, for reports."""
+        if self.sample is not None:
+            return f"sample {self.sample.target.pattern}"
+        return "loss" if self.node is None else ", ".join(self.node.kinds)
 
     @property
     def bytes(self) -> int:
         """Bytes that the host reads and writes."""
-        tensors = [*self.inputs]
+        tensors: list[Activation | PackedWeights] = [*self.inputs]
+        if self.sample is not None:
+            tensors.append(self.sample.target)
         for output in self.outputs:
             if output is not None:
                 tensors += [t for t in (output.target, output.before, output.gate) if t is not None]
@@ -82,6 +124,7 @@ class HostRuntime:
     values: activations of the network by value.
     loss, targets: for the point of the loss; gradients are multiplied by ``loss_scale``.
     optimiser: makes an optimiser for the parameters that live on the host.
+    seed: of the numbers that samples are drawn with.
 
     Modules are copies, so that several machines can run the same step from the same state.
     """
@@ -89,7 +132,7 @@ class HostRuntime:
     def __init__(
         self, points: tuple[HostPoint, ...], values: dict[Value, Activation], *,
         loss: Loss | None, loss_scale: float,
-        optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer], seed: int = 0,
     ) -> None:
         self.points, self._values = points, values
         self._loss, self._scale = loss, loss_scale
@@ -100,11 +143,14 @@ class HostRuntime:
         self.parameters = [p for m in self._modules.values() for p in m.parameters()]
         self._optimiser = optimiser(self.parameters) if self.parameters else None
         self._held: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._random = torch.Generator().manual_seed(seed).get_state()
 
     def run(self, number: int, image: Image) -> None:
         """Do what host point ``number`` asks for."""
         point = self.points[number]
-        if point.node is None:
+        if point.sample is not None:
+            self._run_sample(point, point.sample, image)
+        elif point.node is None:
             self._run_loss(point, image)
         elif point.backward:
             self._run_backward(point, point.node, image)
@@ -154,6 +200,13 @@ class HostRuntime:
             if place.gate is not None:
                 total = total * (from_device(image, place.gate, value) > 0)
             to_device(image, place.target, total)
+
+    def _run_sample(self, point: HostPoint, sample: Sample, image: Image) -> None:
+        (dy,) = point.inputs
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
+            sample.draw(image, dy)
+            self._random = torch.get_rng_state()
 
     def _run_loss(self, point: HostPoint, image: Image) -> None:
         (scores,), (place,) = point.inputs, point.outputs

@@ -1,8 +1,8 @@
 """Operands of a GEMM in device memory, and the loads that bring a block of one into the buffers.
 
 Rows (operand A) are im2col of an activation, plain for FF and BP or turned for WU. Columns
-(operand B) are weights, packed or dense, or the pixels of an output gradient for WU. Ranges along K
-begin at multiples of 16.
+(operand B) are weights, packed or dense, or for WU the pixels of an output gradient, as they lie in
+memory or a packed sample. Ranges along K begin at multiples of 16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rtl.pattern import DENSE, NmPattern
 
 __all__ = [
     "Columns", "ImageRows", "PixelColumns", "Rows", "TurnedRows", "WeightColumns",
-    "backward_columns", "forward_columns",
+    "backward_columns", "forward_columns", "sampled_columns",
 ]
 
 
@@ -58,7 +58,7 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class TurnedRows:
-    """WU: a row is (tap, channel), K is the output pixels."""
+    """WU: a row is (tap, channel), K is the output pixels; behind the last one are zeros."""
 
     walk: Walk
 
@@ -69,7 +69,8 @@ class TurnedRows:
             builder.shape(**self.walk.shape(part))
             builder.emit(
                 isa.LOAD_A, base=source.base, offset=source.offset + part.word,
-                **self.walk.grid.place(k.start), count=len(k), dest=dest, stride=stride,
+                **self.walk.grid.place(k.start), dest=dest, stride=stride,
+                count=min(k.stop, self.walk.grid.count) - k.start,
                 first=(part.start - start) * LANES, turn=1,
             )
 
@@ -92,7 +93,7 @@ class PixelColumns:
 
 @dataclass(frozen=True)
 class WeightColumns:
-    """FF and BP: chunks of weights, chunk (panel, tap, i) at the sum of its pitches.
+    """Chunks of weights or of a sample, chunk (panel, tap, i) at the sum of its pitches.
 
     Tap (r, c) of ``taps`` is kernel tap ``tap + r * tap_row + c * tap_col``. ``plain``: dense rows;
     otherwise a chunk is one item of ``load_b`` with ``item`` as further fields.
@@ -164,6 +165,11 @@ def backward_columns(weights: PackedWeights | Matrix, residue: Residue, taps: Ta
         weights.base, weights.offset, LANES, padded(weights.c_in), weights.rows, DENSE,
         taps, *spacing, turned=True,
     )
+
+
+def sampled_columns(sample: PackedWeights) -> WeightColumns:
+    """A packed sample of dY for WU: K is its pixels, columns are C_out."""
+    return _packed(sample, Taps(1, 1, sample.tap_chunks), 0, 1, 1)
 
 
 def _packed(weights: PackedWeights, taps: Taps, tap: int, tap_row: int, tap_col: int

@@ -3,7 +3,7 @@
 :func:`compile_step` places every tensor in device memory and emits the code. What the chip does not
 run becomes a host point, where the program stops until the host has done it
 (:mod:`compiler.chip.host`); a network of convolutions, linear layers, ReLU and residual additions
-trained on the squared error has none.
+trained on the squared error has none, unless the method samples the gradients that WU reads.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from algorithms import NmLayer
+from algorithms import Method, NmLayer, get_method
 from compiler.chip.addition import emit_addition
 from compiler.chip.allocator import DeviceMemory, Region
 from compiler.chip.builder import ProgramBuilder
 from compiler.chip.conv_geometry import ConvGeometry
 from compiler.chip.gemm import emit_backward, emit_forward, emit_weight_update
-from compiler.chip.host import Contribution, HostPoint, HostRuntime, Loss
+from compiler.chip.host import Contribution, HostPoint, HostRuntime, Loss, Sample
 from compiler.chip.loss_code import emit_bias_gradient, emit_squared_error
 from compiler.chip.network import GemmNode, HostNode, Network, Value, trace
 from compiler.chip.optimisers import Optimiser
@@ -45,16 +45,19 @@ from rtl.chunk import WORD_BYTES
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["Layer", "Section", "TrainingStep", "compile_step"]
+__all__ = ["Layer", "Section", "TrainingStep", "compile_step", "require_method"]
 
 T = TypeVar("T", bound=DeviceTensor)
 
-_METHODS = ("dense", "bdwp")
+_METHODS = ("dense", "bdwp", "bdwp+wu")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's tensors in device memory; ``ff`` and ``bp`` are what FF and BP read."""
+    """A layer's tensors in device memory; ``ff`` and ``bp`` are what FF and BP read.
+
+    ``sample``: of dY, where WU reads that.
+    """
 
     node: GemmNode
     geometry: ConvGeometry
@@ -62,6 +65,7 @@ class Layer:
     bias: Parameter | None
     ff: PackedWeights | Matrix
     bp: PackedWeights | Matrix
+    sample: Sample | None = None
 
     def store(self, image: Image) -> None:
         """Write the layer's parameters, zero state, and the copies that FF and BP read."""
@@ -127,6 +131,7 @@ class TrainingStep:
     loss_scale: float
     target: Activation | None = None
     losses: Vector | None = None
+    seed: int = 0
 
     def image(self) -> Image:
         """Device memory with all parameters and the program in it."""
@@ -140,7 +145,7 @@ class TrainingStep:
     def runtime(self) -> HostRuntime:
         """The host's part of a machine that runs this step, from the model's present state."""
         return HostRuntime(self.points, self.values, loss=self.loss, loss_scale=self.loss_scale,
-                           optimiser=self.optimiser.torch)
+                           optimiser=self.optimiser.torch, seed=self.seed)
 
     def scalars(self, step: int) -> list[float]:
         """Scalar registers for step number ``step``, from 1."""
@@ -175,18 +180,30 @@ class TrainingStep:
 
 def compile_step(
     model: nn.Module, images: Tensor, architecture: Architecture, *, optimiser: Optimiser,
-    loss: Loss | None = None, loss_scale: float = 1024.0,
+    loss: Loss | None = None, loss_scale: float = 1024.0, seed: int = 0,
 ) -> TrainingStep:
     """The program of one training step of ``model`` on a batch of the shape of ``images``.
 
     Parameters
     ----------
-    model: dense, or swapped by :func:`algorithms.sparsify` with method ``bdwp``.
+    model: dense, or swapped by :func:`algorithms.sparsify` with method ``bdwp`` or ``bdwp+wu``.
     loss: run by the host; ``None`` is the mean squared error, which the chip runs.
+    seed: of what the host draws when it samples gradients.
 
     Raises :class:`ParameterError` for what the chip cannot run.
     """
-    return _Planner(trace(model, images), architecture, optimiser, loss, loss_scale).plan()
+    return _Planner(trace(model, images), architecture, optimiser, loss, loss_scale, seed).plan()
+
+
+def require_method(method: str | Method, parameter: str = "method") -> None:
+    """Raise :class:`ParameterError`, naming ``parameter``, unless the chip trains with a method."""
+    chosen = get_method(method, parameter)
+    if chosen.name not in _METHODS:
+        raise ParameterError(parameter, chosen.name,
+                             f"the chip runs training steps of {', '.join(_METHODS)}", "bdwp")
+    if chosen.decays or not chosen.selects_in_hardware:
+        raise ParameterError(parameter, chosen, "the chip trains with the method's default options:"
+                             " SORE makes all weights from the dense master", chosen.name)
 
 
 @dataclass
@@ -196,6 +213,7 @@ class _Planner:
     optimiser: Optimiser
     loss: Loss | None
     loss_scale: float
+    seed: int
     space: DeviceMemory = field(default_factory=DeviceMemory)
     layers: dict[str, Layer] = field(default_factory=dict)
     values: dict[Value, Activation] = field(default_factory=dict)
@@ -241,7 +259,7 @@ class _Planner:
             self.architecture, self.network, tuple(self.layers.values()), self.values,
             self.gradients, tuple(self.points), program, sections, tuple(bases), program_at,
             _round_up(program_at + len(program) * WORD_BYTES), self.optimiser, self.loss,
-            self.loss_scale, target, losses,
+            self.loss_scale, target, losses, self.seed,
         )
 
     def _place(self, region: Region, name: str, tensor: T) -> T:
@@ -315,7 +333,15 @@ class _Planner:
         ff, bp = packed_ff or half, packed_bp or half or packed_ff
         if ff is None or bp is None:
             raise AssertionError("a layer without weights")
-        return Layer(node, geometry, weight, bias, ff, bp)
+        return Layer(node, geometry, weight, bias, ff, bp, self._sample(node, geometry))
+
+    def _sample(self, node: GemmNode, geometry: ConvGeometry) -> Sample | None:
+        plan = node.layer.nm_plan if isinstance(node.layer, NmLayer) else None
+        if plan is None or plan.update.pattern == DENSE:
+            return None
+        packed = PackedWeights(1, geometry.output().pixels, geometry.c_out, plan.update.pattern)
+        return Sample(node.output, plan.method,
+                      self._place(Region.ACTIVATIONS, f"{node.name}.sample", packed))
 
     def _squared_error(self, scores: Value) -> tuple[Activation, Vector]:
         target = self._place(Region.DATA, "target", _activation(scores))
@@ -351,13 +377,16 @@ class _Planner:
         layer, dy = self.layers[node.name], self.gradients[node.output]
         if node.residual is not None:
             self._pass_on(node.residual, dy)
+        if layer.sample is not None:
+            self._stop(HostPoint(f"{node.name} sample", None, True, (dy,), (), layer.sample))
         place = self._contribute(node.input)
         if place is not None:
             self.builder.section(f"{node.name} BP")
             emit_backward(self.builder, layer.geometry, dy, layer.bp, place.target,
                           add=place.before, gate=place.gate)
         self.builder.section(f"{node.name} WU")
-        emit_weight_update(self.builder, layer.geometry, self.values[node.input], dy,
+        emit_weight_update(self.builder, layer.geometry, self.values[node.input],
+                           dy if layer.sample is None else layer.sample.target,
                            _matrix(layer.weight.gradient))
         if layer.bias is not None:
             emit_bias_gradient(self.builder, dy, _vector(layer.bias.gradient))
@@ -412,8 +441,5 @@ def _vector(tensor: Matrix | Vector) -> Vector:
 def _patterns(name: str, layer: nn.Module) -> dict[str, NmPattern]:
     if not isinstance(layer, NmLayer):
         return {"FF": DENSE, "BP": DENSE}
-    method = layer.nm_plan.method.name
-    if method not in _METHODS:
-        raise ParameterError(f"{name}.method", method,
-                             f"the chip runs training steps of {' and '.join(_METHODS)}", "bdwp")
-    return layer.pass_patterns()
+    require_method(layer.nm_plan.method, f"{name}.method")
+    return layer.nm_plan.executed_patterns()

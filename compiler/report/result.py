@@ -52,7 +52,7 @@ class HostRow(_Row):
     """One operator of the host."""
 
     name: str = Field(description="Module and operator.")
-    operator: str = Field(description="PyTorch's name of it.")
+    operator: str = Field(description="PyTorch's name of it; sample N:M of a gradient's sample.")
     backward: bool = Field(description="It is the operator's gradient.")
     bytes: int = Field(description="Bytes of device memory that it reads and writes.")
     fallback: bool = Field(description="Its cost is not known to the compiler.")
@@ -104,6 +104,7 @@ class CompileResult(_Row):
     paths: str = Field(description="Description of ports and vector engine: wide or built.")
     method: str = Field(description="Training method.")
     pattern: str = Field(description="N:M, or dense.")
+    gradient: str = Field(description="Pattern of the sampled dY in WU; dense if it is not.")
     batch: int = Field(description="Examples a step; 0 if the model's input has no batch axis.")
     training: bool = Field(description="A whole training step, or the forward pass alone.")
     layers: tuple[LayerRow, ...] = Field(description="GEMMs in the order of execution.")
@@ -114,9 +115,15 @@ class CompileResult(_Row):
     memory: dict[str, int] = Field(description="Bytes of device memory by kind.")
     unsupported: tuple[str, ...] = Field(description="Operators of unknown cost, run by the host.")
 
+    @property
+    def label(self) -> str:
+        """Method and patterns, as headings show them."""
+        sampled = "" if self.gradient == str(DENSE) else f", dY {self.gradient}"
+        return f"{self.method} {self.pattern}{sampled}"
+
 
 def compile_result(
-    name: str, report: SparsityReport, pattern: str, batch: int, sparse: Schedule,
+    name: str, report: SparsityReport, pattern: str, gradient: str, batch: int, sparse: Schedule,
     dense: Schedule, memory: MemoryMap,
 ) -> CompileResult:
     """Rows and totals of a schedule beside the dense one of the same step."""
@@ -131,7 +138,8 @@ def compile_result(
     )
     return CompileResult(
         workload=name, arch=sparse.target.architecture.name, paths=sparse.target.paths,
-        method=report.method.name, pattern=pattern, batch=batch, training=sparse.step.training,
+        method=report.method.name, pattern=pattern, gradient=gradient, batch=batch,
+        training=sparse.step.training,
         layers=tuple(_layer(one, cycles_of[one.task.name]) for one in sparse.gemms),
         totals=Totals(
             cycles=sparse.cycles, dense_cycles=dense.cycles,

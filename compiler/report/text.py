@@ -26,7 +26,7 @@ def as_text(*tables: RenderableType) -> str:
 def layer_table(result: CompileResult, limit: int | None = None) -> Table:
     """The GEMMs in order of execution; with ``limit``, the ones with the most cycles."""
     rows = list(result.layers)
-    title = f"{result.workload}, {result.method} {result.pattern}, on {result.arch}"
+    title = f"{result.workload}, {result.label}, on {result.arch}"
     table = Table(title=Text(title))
     if limit is not None and limit < len(rows):
         rows = sorted(rows, key=lambda row: -row.cycles)[:limit]
@@ -59,7 +59,7 @@ def totals_table(result: CompileResult) -> Table:
     table = Table(title=Text(f"{result.workload} on {result.arch}, {result.paths} paths"))
     table.add_column()
     table.add_column("dense", justify="right")
-    table.add_column(f"{result.method} {result.pattern}", justify="right")
+    table.add_column(result.label, justify="right")
     for line in _figures(result):
         table.add_row(*line)
     table.add_section()

@@ -68,7 +68,8 @@ class Mapped:
 def lower_bound(target: Target, problem: Problem) -> int:
     """Cycles that no tiling can go below: all USPEs busy, every operand moved once."""
     # Of im2col, each pixel once.
-    moved = problem.moved_bytes - problem.a_bytes * (1 - 1 / problem.taps)
+    moved = (problem.moved_bytes + problem.sampling_bytes
+             - problem.a_bytes * (1 - 1 / problem.taps))
     lines = problem.batch * problem.p * problem.q / target.vector_lanes
     return max(1, round(max(
         problem.macs / target.architecture.pes,

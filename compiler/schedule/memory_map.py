@@ -1,8 +1,9 @@
 """Device memory of a training step: what lies where, and whether it fits the card.
 
 Activations are kept from their FF to the end of the step, without reuse or recomputation; gradients
-of activations share a pool for the two largest at a time. Sizes as the chip keeps them:
-activations FP16, weights and optimiser state FP32, packed or FP16 copies of what GEMMs read.
+of activations share a pool for the two largest at a time, and so do their packed samples. Sizes as
+the chip keeps them: activations FP16, weights and optimiser state FP32, packed or FP16 copies of
+what GEMMs read.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from functools import cached_property
 from compiler.chip.optimisers import Optimiser
 from compiler.ir import Gemm, Stage, Step, Update, Value
 from compiler.schedule.mapper import Infeasible
+from compiler.schedule.scheduler import problem_of
 from rtl.axi import BOUNDARY
 from rtl.chunk import LANES, ChunkFormat
 from rtl.pattern import NmPattern
 
-__all__ = ["GRADIENTS", "MemoryMap", "Region", "memory_map"]
+__all__ = ["GRADIENTS", "SAMPLES", "MemoryMap", "Region", "memory_map"]
 
 GRADIENTS = "activation gradients"
 """Region that the gradients of activations share."""
+SAMPLES = "sampled gradients"
+"""Region that their packed samples share, which WU reads."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class MemoryMap:
 
     def operand(self, gemm: Gemm, value: str) -> int:
         """Byte address at which ``gemm`` finds or puts a value: the copy that its stage reads."""
+        if gemm.samples and value == gemm.b:
+            return self._starts[SAMPLES]
         if value != gemm.weight:
             return self._starts.get(value, self._starts.get(GRADIENTS, 0))
         packed = f"{value} packed {gemm.stage}"
@@ -104,6 +110,9 @@ def _tensors(step: Step, optimiser: Optimiser) -> Iterator[tuple[str, str, int]]
                 second, largest = sorted((second, largest, value.elements * 2))[1:]
     if step.training and largest:
         yield GRADIENTS, "gradients", largest + second
+    samples = sorted(round(problem_of(gemm).b_bytes) for _, gemm in step.gemms() if gemm.samples)
+    if samples:
+        yield SAMPLES, "gradients", sum(samples[-2:])
 
 
 def _weights(step: Step, optimiser: Optimiser) -> Iterator[tuple[str, str, int]]:

@@ -90,6 +90,7 @@ GEMM = WordKind("gemm", 3, "C (P, Q) = A (P, K) @ B (K, Q), `batch` times.", (
     Field("epilogue_words", 4, "Words loaded for each line of results."),
     Field("single", 1, "Results are stored as FP32."),
     _address("a", "Operand A"), _address("b", "Operand B"), _address("c", "Result C"),
+    Field("sampled", 1, "B is the packed sample that the host has drawn of a gradient."),
 ))
 UPDATE = WordKind("update", 4, "The optimiser on one parameter, pruning what it writes.", (
     Field("layer", 16, "Number of the parameter."),
@@ -193,7 +194,7 @@ def tiling_of(word: PlanWord, target: Target) -> Tiling:
     problem = Problem(
         word["p"], word["q"], word["k"], word["batch"], word["taps"],
         NmPattern(word["n"], 1 << word["m_log2"]), word["vector_ops"], word["epilogue_words"],
-        4 if word["single"] else 2, bool(word["inline"]),
+        4 if word["single"] else 2, bool(word["inline"]), bool(word["sampled"]),
     )
     return Tiling(
         target, problem, bool(word["stationary"]), word["p_block"], word["q_block"],
@@ -251,6 +252,7 @@ class _Encoder:
             "epilogue_words": problem.epilogue_words, "single": int(problem.result_bytes == 4),
             **{name: self._memory.operand(gemm, value) // WORD_BYTES
                for name, value in (("a", gemm.a), ("b", gemm.b), ("c", gemm.c))},
+            "sampled": int(problem.sampled),
         })
 
 

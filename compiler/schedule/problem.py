@@ -20,7 +20,8 @@ class Problem:
     """What matters of a GEMM for its tiling; K holds ``taps`` runs of channels, padded each.
 
     Sizes as in :class:`compiler.ir.Gemm`. ``inline``: B lies in memory as FP16; ahead of this GEMM
-    SORE makes the packed copy that the array reads.
+    SORE makes the packed copy that the array reads. ``sampled``: so does the host, by drawing; what
+    it moves for that is taken from the memory while this GEMM runs.
     """
 
     p: int
@@ -33,6 +34,7 @@ class Problem:
     epilogue_words: int = 0
     result_bytes: int = 2
     inline: bool = False
+    sampled: bool = False
 
     @property
     def groups(self) -> int:
@@ -75,6 +77,11 @@ class Problem:
         return self.a_bytes + self.b_bytes + self.c_bytes + self.epilogue_bytes
 
     @property
+    def sampling_bytes(self) -> float:
+        """Bytes that the host moves to sample B: dense ones read, packed ones written."""
+        return self.dense_b_bytes + self.b_bytes if self.sampled else 0.0
+
+    @property
     def epilogue_bytes(self) -> int:
         """Bytes read for what is applied to results on their way out."""
         return self.batch * self.p * ceil_div(self.q, LANES) * self.epilogue_words * WORD_BYTES
@@ -87,11 +94,12 @@ class Cost:
     Parameters
     ----------
     array: from the first tile to the last result in its buffer, as the RTL counts.
-    memory, load, store, column, vector: cycles that each of these is busy.
+    memory, load, store, column, vector: cycles that each of these is busy; the memory also with
+        what the host moves to sample B.
     before, after: loading the first block, draining and storing the last: nothing else runs then,
         unless a neighbour does (:mod:`compiler.schedule.scheduler`).
     overlaps: blocks are double-buffered, so that all of these work side by side.
-    read_bytes, written_bytes: traffic of device memory.
+    read_bytes, written_bytes: traffic of the accelerator with device memory.
     """
 
     array: int

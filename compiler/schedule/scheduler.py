@@ -12,7 +12,7 @@ GEMMs take the array one after the other. What the scheduler decides for the net
   *inline*: SORE packs the weights ahead of each GEMM that reads them.
 
 All combinations are costed and the best is kept. Work of the host takes no cycles here: it is
-listed with its traffic.
+listed with its traffic. That of sampling also counts in the memory time of the WU that follows.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def problem_of(gemm: Gemm, pruning: str = "pregenerated") -> Problem:
     return Problem(
         gemm.p, gemm.q, gemm.k, gemm.batch, gemm.taps, gemm.pattern, gemm.vector_ops,
         gemm.epilogue_words, gemm.result_bytes, inline=weights and pruning == "inline",
+        sampled=gemm.samples,
     )
 
 

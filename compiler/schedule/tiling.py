@@ -232,7 +232,7 @@ class Tiling:
                    lines / share * problem.vector_ops)
         return Cost(
             array=self.array_cycles,
-            memory=round((read + written) / target.dram_bytes),
+            memory=round((read + written + problem.sampling_bytes) / target.dram_bytes),
             load=round(read / target.load_bytes),
             store=round(written / target.store_bytes),
             column=round(column),

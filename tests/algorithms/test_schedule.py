@@ -1,5 +1,6 @@
 """Phases of a run, and what the handle does once an optimiser step."""
 
+import itertools
 import re
 
 import pytest
@@ -39,7 +40,7 @@ def test_every_pattern_of_a_gradual_phase_runs_on_the_array() -> None:
         seen = [schedule.plan_at(step, plan).forward.pattern for step in range(40)]
         assert seen[0].n == max(m // 2, n) and seen[-1].n == n
         assert all(pattern.require_hardware() for pattern in seen)
-        assert all(a.n >= b.n for a, b in zip(seen, seen[1:], strict=False))
+        assert all(a.n >= b.n for a, b in itertools.pairwise(seen))
 
 
 def test_passes_that_are_dense_stay_dense_in_every_phase() -> None:

@@ -36,6 +36,30 @@ def test_padded_channels_are_in_the_table(
     assert capsys.readouterr().out.count("2:8, +4 channels") == 1
 
 
+@pytest.mark.parametrize("gradient", ["1:2", "2:4"])
+def test_all_three_passes_sparse_on_the_rtl(engine: RtlEngine, gradient: str) -> None:
+    """BDWP+WU with odd numbers of pixels, and of rows; a grouped convolution is in it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 9, 24), nn.Linear(24, 3))
+    sparsify(model, "bdwp+wu", "2:8", gradient=gradient)
+    images = torch.randn(3, 1, 9, 9)
+    weights = torch.randn(3, 3)
+    step = cosim_gemms(
+        "net", capture(model, lambda: (model(images) * weights).sum().backward()), engine)
+    assert step.result.mismatches == 0
+    assert step.result.rtl_cycles == step.result.model_cycles > 0
+    assert step.result.max_rel_error_vs_fp64 < 1e-6 > step.result.torch_rel_error_vs_fp64
+    patterns = {check.gemm: check.pattern for check in step.checks}
+    assert {name: patterns[name] for name in patterns if name.startswith(("2", "5"))} == {
+        **{f"2[g{g}] FF": "2:8" for g in (0, 1)}, **{f"2[g{g}] WU": gradient for g in (0, 1)},
+        **{f"2[g{g} {i},{j}] BP": "2:8" for g in (0, 1) for i in (0, 1) for j in (0, 1)},
+        "5 FF": "2:8", "5 BP": "2:8", "5 WU": gradient}
+    lengths = {check.gemm: check.mapping.shape.k for check in step.checks}
+    assert (lengths["2[g0] WU"], lengths["5 WU"]) == (27, 3)
+
+
 def test_nothing_to_run_is_an_error(engine: RtlEngine) -> None:
     with pytest.raises(ValueError, match=r"^net: the training step has no GEMM that the array can"):
         cosim_gemms("net", Captured((), ()), engine)

@@ -38,6 +38,37 @@ def test_a_step_holds_everything_that_it_should(rows: list[networks.Row]) -> Non
         assert one.result.unsupported == ()
 
 
+@pytest.fixture(scope="module")
+def sampled() -> list[networks.Row]:
+    return networks.compile_networks(method=networks.SAMPLED)
+
+
+def test_three_sparse_passes_meet_their_target(
+    sampled: list[networks.Row], rows: list[networks.Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = networks.compile_networks(method=networks.SAMPLED, gradient="2:4")
+    holds, text = networks.sampled_verdict(sampled, others)
+    print(text)
+    assert holds and text.startswith("Target: BDWP+WU with 1:2 gradients, mean at least 2.6x.")
+    for row, two_passes in zip(sampled, rows, strict=True):
+        one = row.compiled
+        assert two_passes.speedup < row.speedup <= row.mac_bound * 1.001
+        assert attribute(one.sparse).cycles == pytest.approx(one.sparse.cycles)
+        # Sampled layers execute a quarter, a quarter and a half of their MACs; leftovers add some.
+        gemms = [one for one in one.result.layers if one.mode != "dense"]
+        halves = {layer.name for layer in gemms if layer.stage == "WU"}
+        assert halves
+        for layer in gemms:
+            share = 0.5 if layer.stage == "WU" else 0.25
+            assert layer.macs / layer.dense_macs == pytest.approx(share, rel=0.01), layer
+        samples = [one for one in one.result.host if one.operator == "sample 1:2"]
+        assert len(samples) == sum(layer.stage == "WU" for layer in gemms)
+        assert "sampled gradients" in {region.name for region in one.memory.regions}
+    monkeypatch.setattr(networks, "SAMPLED_MEAN", 2.9)
+    holds, text = networks.sampled_verdict(sampled, others)
+    assert not holds and "does not hold. With 2:4 gradients: 2." in text
+
+
 def test_a_verdict_that_does_not_hold_says_so(
     rows: list[networks.Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,8 +95,11 @@ def test_wider_paths_are_never_slower(rows: list[networks.Row]) -> None:
             assert sparse_next.cycles <= sparse.cycles * 1.002
 
 
-def test_tables_have_a_row_a_network(rows: list[networks.Row]) -> None:
-    for table in (networks.speed_table(rows), networks.attribution_table(rows)):
+def test_tables_have_a_row_a_network(
+    rows: list[networks.Row], sampled: list[networks.Row]
+) -> None:
+    for table in (networks.speed_table(rows), networks.attribution_table(rows),
+                  networks.speed_table(sampled)):
         page = Console(width=200)
         with page.capture() as captured:
             page.print(table)

@@ -36,7 +36,8 @@ def test_training_is_deterministic_and_reports_the_contract_keys() -> None:
     second = WORKLOAD.fit("bdwp", "2:8", 3, 1, "tiny")
     result = first.result
     assert list(result.model_dump()) == [
-        "workload", "method", "pattern", "seed", "epochs", "metric", "train_mac_ratio", "seconds"]
+        "workload", "method", "pattern", "seed", "epochs", "metric", "train_mac_ratio", "seconds",
+        "gradient"]
     assert set(result.model_dump()["metric"]) == {"name", "value", "higher_is_better"}
     assert (result.workload, result.method, result.pattern) == ("resnet9", "bdwp", "2:8")
     assert result.metric == second.result.metric and result.metric.value > 90
@@ -51,7 +52,8 @@ def test_every_method_trains(method: str) -> None:
     result = WORKLOAD.train(method, "2:8", 1, 0, "tiny")
     assert result.metric.value > 50 and result.epochs == 1
     assert result.pattern == ("dense" if method == "dense" else "2:8")
-    low, high = (1.0, 1.0) if method == "dense" else (0.45, 0.8)
+    assert result.gradient == ("1:2" if method == "bdwp+wu" else "dense")
+    low, high = {"dense": (1.0, 1.0), "bdwp+wu": (1 / 3, 0.34)}.get(method, (0.45, 0.8))
     assert low <= result.train_mac_ratio <= high
 
 
@@ -65,8 +67,21 @@ def test_mac_ratio_is_the_closed_form_one() -> None:
     # 2:8 leaves a quarter of FF and of BP, and all of WU: (1 + 2 / 4) / 3 where all is sparse.
     assert ratio("dense", "small") == 1.0
     assert ratio("bdwp", "full") == pytest.approx(0.5, abs=0.01)
+    # 1:2 leaves half of WU: (0.25 + 0.25 + 0.5) / 3.
+    assert ratio("bdwp+wu", "full") == pytest.approx(1 / 3, abs=0.01)
     assert ratio("srste", "full") == ratio("sdwp", "full") == pytest.approx(0.75, abs=0.01)
     assert ratio("sdgp", "full") == ratio("sdwp", "full")
+
+
+@pytest.mark.parametrize(("gradient", "kept"), [("1:2", 9), ("2:4", 10), ("dense", 17)])
+def test_mac_count_of_a_sampled_weight_gradient(gradient: str, kept: int) -> None:
+    """Groups lie along the pixels of the whole batch: 17 of them leave one to a last group."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(32, 10))
+    sparsify(model, "bdwp+wu", "2:8", gradient=gradient)
+    macs = training_macs(model, torch.zeros(17, 16))
+    ends, inner = 17 * 16 * 16 * 2 + 17 * 32 * 10 * 3, 16 * 32
+    assert macs.dense == ends + 3 * 17 * inner
+    assert macs.executed == ends + 2 * 17 * inner // 4 + kept * inner
 
 
 def test_mac_count_includes_padding_convolution_groups_and_skips_the_first_input_gradient() -> None:
@@ -175,7 +190,7 @@ def test_rate_rises_and_falls_linearly_to_almost_nothing() -> None:
          "epochs=0: must be at least 1; nearest legal value: 1"),
         ({"seed": -1, "size": "tiny"}, "seed=-1: must be at least 0; nearest legal value: 0"),
         ({"method": "dens", "size": "tiny"},
-         "method='dens': must be one of dense, srste, sdgp, sdwp, bdwp; "
+         "method='dens': must be one of dense, srste, sdgp, sdwp, bdwp, bdwp+wu; "
          "nearest legal value: dense"),
         ({"pattern": "9:8", "size": "tiny"},
          "pattern='9:8': N:M needs 1 <= N <= M; nearest legal value: 8:8"),

@@ -29,6 +29,13 @@ def test_samples_of_full_size_layers_on_the_small_array(network: str) -> None:
     assert table(checks, engine.architecture).row_count == len(checks)
 
 
+def test_samples_of_sampled_gradients_on_the_small_array() -> None:
+    checks = run_samples("resnet9", RtlEngine(PRESETS["small"]), method="bdwp+wu")
+    agree(checks)
+    patterns = {(check.gemm.split()[1], str(check.tiling.problem.pattern)) for check in checks}
+    assert {("FF", "2:8"), ("BP", "2:8"), ("WU", "1:2")} <= patterns
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_samples_of_every_network_on_the_array_of_the_paper(network: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from layer_program import forward_program
+from layer_program import forward_program, update_program
 
 from compiler.array.gemm import run_mapping
 from compiler.chip.conv_geometry import ConvGeometry
@@ -26,7 +26,8 @@ from sim.chip import Chip, MemoryModel
 from sim.chip_cycles import predict
 from sim.engine import RtlEngine
 
-PATTERNS = (DENSE, NmPattern(2, 8), NmPattern(1, 4), NmPattern(2, 4), NmPattern(2, 16))
+PATTERNS = (DENSE, NmPattern(2, 8), NmPattern(1, 4), NmPattern(2, 4), NmPattern(2, 16),
+            NmPattern(1, 2))
 MEMORY = MemoryModel(bandwidth=24.0)
 
 
@@ -62,6 +63,26 @@ def test_array_cycles_of_a_random_gemm_are_exact(engine: RtlEngine, seed: int) -
 def chip() -> Iterator[Chip]:
     with Chip(PRESETS["tiny"], 1 << 22, model=MEMORY) as chip:
         yield chip
+
+
+@pytest.mark.parametrize("pattern", [DENSE, NmPattern(1, 2), NmPattern(2, 4)], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_weight_update_takes_the_chip_as_long_as_the_model_says(
+    chip: Chip, seed: int, pattern: NmPattern
+) -> None:
+    """WU from a packed sample; pixels that a chunk does not divide are in it."""
+    rng = random.Random(seed)
+    kernel = rng.choice((1, 3))
+    conv = Conv((kernel, kernel), (stride := rng.choice((1, 2)), stride), (kernel // 2,) * 4)
+    geometry = ConvGeometry(conv, rng.randint(1, 3), rng.randint(4, 9), rng.randint(4, 9),
+                            rng.choice((16, 24)), rng.choice((16, 40)))
+    program = update_program(chip.architecture, geometry, pattern)
+    counters = program.run(chip)
+    model = predict(program.words, chip.architecture, MEMORY, program.bases, program.at)
+    assert model.macs == counters["macs"]
+    assert model.cycles == pytest.approx(counters["cycles"], rel=0.02)
+    assert model.read_beats == pytest.approx(counters["read_beats"], rel=0.02)
+    assert model.write_beats == counters["write_beats"]
 
 
 @pytest.mark.parametrize("seed", range(12))

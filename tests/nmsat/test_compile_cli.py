@@ -100,6 +100,18 @@ def test_a_factory_of_the_users_is_compiled_with_its_batch(
     assert f"{module()}:net" in out
 
 
+def test_all_three_passes_are_sparse_with_a_sampled_gradient(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, f"{module()}:net", "--arch", "small", "--method", "bdwp+wu",
+                         "--pattern", "2:4", "--gradient", "2:4", "--json", "r.json")
+    assert status == 0 and "bdwp+wu" in out
+    result = json.loads(Path("r.json").read_text())
+    assert (result["method"], result["gradient"]) == ("bdwp+wu", "2:4")
+    modes = {(row["name"], row["stage"]): row["mode"] for row in result["layers"]}
+    assert [modes["2", stage] for stage in ("FF", "BP", "WU")] == ["2:4"] * 3
+
+
 def test_the_forward_pass_alone_and_ports_as_built(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, f"{module()}:net", "--arch", "paper", "--forward", "--paths",
                          "built", "--json", "r.json")
@@ -128,6 +140,7 @@ def test_operators_of_unknown_cost_run_on_the_host_if_asked(
     (["resnet9", "--batch", "0"], r"--batch=0: must be at least 1"),
     (["resnet9", "--size", "huge"], r"--size='huge': must be one of tiny, small, full"),
     (["resnet9", "--pattern", "3:4"], r"--pattern='3:4': the array runs dense, or N:M"),
+    (["resnet9", "--gradient", "3:4"], r"--gradient='3:4': the array runs dense, or N:M"),
     (["resnet9", "--method", "bdw"], r"--method='bdw': must be one of dense.*bdwp"),
     (["resnet9", "--arch", "papre"], r"--arch='papre': must be one of tiny.*paper"),
     (["resnet9", "--size", "tiny", "--paths", "build"], r"--paths='build': must be one of wide"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import sparsify
+from algorithms import METHODS, Method, get_method, sparse_layers, sparsify
 from compiler.array.capture import Captured, capture
 from rtl.pattern import DENSE, NmPattern
 from sim import golden
@@ -72,23 +72,63 @@ def test_convolution_gemms_are_the_three_passes(layer: nn.Conv2d) -> None:
     assert total == float(x.grad.sum())
 
 
-def trained_like(method: str) -> tuple[nn.Module, Captured]:
+def trained_like(
+    method: str | Method, gradient: str = "1:2"
+) -> tuple[nn.Module, Captured]:
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2), nn.ReLU(),
         nn.Flatten(), nn.Linear(24 * 9, 20), nn.Tanh(), nn.Linear(20, 4),
     )
-    sparsify(model, method, "2:8")
+    sparsify(model, method, "2:8", gradient=gradient)
     x = torch.randn(3, 2, 8, 8)
     return model, capture(model, step(model, x, torch.randn(3, 4)))
 
 
-@pytest.mark.parametrize("method", ["dense", "bdwp", "srste", "sdgp", "sdwp"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_torch_its_own_result(method: str) -> None:
     """PyTorch pruned with its masks, golden with its own selection: the errors must be tiny."""
     _, captured = trained_like(method)
     sparse = {g.name for g in captured.gemms if g.pattern != DENSE}
     assert bool(sparse) == (method != "dense")
+    for gemm in captured.gemms:
+        yardstick = golden.Yardstick.of(gemm.a, gemm.b, gemm.pattern)
+        assert yardstick.error(gemm.torch_c) < 2e-6, gemm.name
+
+
+@pytest.mark.parametrize("gradient", ["1:2", "2:4"])
+def test_sampled_gradients_are_those_that_wu_read(gradient: str) -> None:
+    """Packing keeps every element that is not zero: the weight gradients are autograd's."""
+    model, captured = trained_like("bdwp+wu", gradient)
+    pattern = NmPattern.parse(gradient)
+    wu = {g.layer: g for g in captured.gemms if g.stage == "WU"}
+    assert {layer: g.pattern for layer, g in wu.items()} == {
+        "0": DENSE, "2": pattern, "5": pattern, "7": DENSE}
+    for layer in "25":
+        gemm = wu[layer]
+        np.testing.assert_array_equal(golden.gemm(gemm.a, gemm.b, gemm.pattern),
+                                      golden.gemm(gemm.a, gemm.b))
+        kept = gemm.b.astype(bool)
+        padded = np.pad(kept, ((0, -len(kept) % pattern.m), (0, 0)))
+        assert padded.reshape(-1, pattern.m, kept.shape[1]).sum(1).max() <= pattern.n
+        grad = model.get_parameter(f"{layer}.weight").grad
+        assert grad is not None
+        c = golden.gemm(gemm.a, gemm.b, gemm.pattern)
+        ours = c.reshape(*grad.shape[2:], -1, len(grad)) if grad.dim() == 4 else c
+        turned = ours.transpose(3, 2, 0, 1) if grad.dim() == 4 else ours.T
+        np.testing.assert_allclose(turned, grad, rtol=1e-5, atol=1e-6)
+    assert all(watched._nm_watcher is None for _, watched in sparse_layers(model))
+
+
+@pytest.mark.parametrize("options", [
+    {"backward_mask": "double"}, {"backward_mask": "transposable"}, {"magnitudes": "soft"},
+    {"magnitudes": "rescaled"},
+], ids=str)
+def test_weights_that_sore_would_not_make_are_the_layers_own(options: dict[str, str]) -> None:
+    model, captured = trained_like(get_method("bdwp+wu", **options))
+    layer = dict(sparse_layers(model))["5"]
+    (ff,) = (g for g in captured.gemms if g.name == "5 FF")
+    np.testing.assert_array_equal(ff.b, layer.forward_weight().T)
     for gemm in captured.gemms:
         yardstick = golden.Yardstick.of(gemm.a, gemm.b, gemm.pattern)
         assert yardstick.error(gemm.torch_c) < 2e-6, gemm.name

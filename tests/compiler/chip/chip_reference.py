@@ -99,10 +99,12 @@ def backward(
     return _narrow(dx)
 
 
-def weight_update(geometry: ConvGeometry, x: Half, dy: Half) -> Single:
-    """``x^T * dy``: (taps, C_in, C_out) float32."""
+def weight_update(
+    geometry: ConvGeometry, x: Half, dy: Half, pattern: NmPattern = DENSE
+) -> Single:
+    """``x^T * dy``, dy pruned along the pixels of the batch: (taps, C_in, C_out) float32."""
     a = _columns(geometry, x)[..., : geometry.c_in].reshape(-1, geometry.taps * geometry.c_in)
-    c = golden.gemm(np.ascontiguousarray(a.T), dy.reshape(-1, geometry.c_out))
+    c = golden.gemm(np.ascontiguousarray(a.T), dy.reshape(-1, geometry.c_out), pattern)
     return c.reshape(geometry.taps, geometry.c_in, geometry.c_out)
 
 

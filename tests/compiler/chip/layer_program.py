@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from compiler.chip.allocator import Region
 from compiler.chip.conv_geometry import ConvGeometry
-from compiler.chip.gemm import emit_forward
+from compiler.chip.gemm import emit_forward, emit_weight_update
 from compiler.chip.run import ChipRun
-from compiler.chip.tensors import Matrix, PackedWeights
+from compiler.chip.tensors import Matrix, PackedWeights, gradient_group
 from rtl.architecture import Architecture
 from rtl.axi import BOUNDARY
 from rtl.pattern import DENSE, NmPattern
@@ -40,5 +40,22 @@ def forward_program(
                         else PackedWeights(*sizes, pattern), Region.WEIGHTS)
     x, y = run.place(geometry.input()), run.place(geometry.output())
     emit_forward(run.builder, geometry, x, weights, y)
+    return _program(run)
+
+
+def update_program(
+    architecture: Architecture, geometry: ConvGeometry, pattern: NmPattern
+) -> LayerProgram:
+    """WU of one layer, from a packed sample of dY unless the pattern is dense."""
+    run = ChipRun(architecture)
+    x, dy = run.place(geometry.input()), run.place(geometry.output() if pattern == DENSE else
+        PackedWeights(1, geometry.output().pixels, geometry.c_out, pattern))
+    gradient = run.place(Matrix(geometry.taps, geometry.c_in, geometry.c_out,
+                                group=gradient_group(architecture)), Region.WEIGHTS)
+    emit_weight_update(run.builder, geometry, x, dy, gradient)
+    return _program(run)
+
+
+def _program(run: ChipRun) -> LayerProgram:
     at = -(-run.space.size() // BOUNDARY) * BOUNDARY
     return LayerProgram(run.builder.program(), run.space.bases(), at)

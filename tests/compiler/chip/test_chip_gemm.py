@@ -129,16 +129,21 @@ def test_backward(geometry: ConvGeometry, pattern: str | None, name: str, seed: 
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometry=geometries(), name=st.sampled_from(sorted(ARCHITECTURES)), seed=SEEDS,
-       overflows=st.booleans())
-def test_weight_update(geometry: ConvGeometry, name: str, seed: int, overflows: bool) -> None:
+@given(geometry=geometries(), pattern=st.sampled_from((None, "1:2", *PATTERNS[1:])),
+       name=st.sampled_from(sorted(ARCHITECTURES)), seed=SEEDS, overflows=st.booleans())
+def test_weight_update(geometry: ConvGeometry, pattern: str | None, name: str, seed: int,
+                       overflows: bool) -> None:
+    """With dY as it is, or packed along the pixels of the batch."""
     note(f"seed {seed}")
     rng, bench = np.random.default_rng(seed), ChipRun(ARCHITECTURES[name])
+    chosen, pixels = NmPattern.parse(pattern or "dense"), geometry.output().pixels
     x, dy = bench.place(geometry.input()), bench.place(geometry.output())
+    sample = None if pattern is None else bench.place(
+        PackedWeights(1, pixels, geometry.c_out, chosen))
     gradient = bench.place(Matrix(
         geometry.taps, geometry.c_in, geometry.c_out,
         group=gradient_group(ARCHITECTURES[name])), Region.WEIGHTS)
-    emit_weight_update(bench.builder, geometry, x, dy, gradient)
+    emit_weight_update(bench.builder, geometry, x, sample or dy, gradient)
     image = bench.image()
     values = half(rng, x.batch, x.height, x.width, x.channels)
     errors = half(rng, dy.batch, dy.height, dy.width, dy.channels)
@@ -146,8 +151,10 @@ def test_weight_update(geometry: ConvGeometry, name: str, seed: int, overflows: 
         errors[-1, -1, -1, -1] = np.inf
     x.store(image, values)
     dy.store(image, errors)
+    if sample is not None:
+        sample.store(image, errors.reshape(1, pixels, -1))
     chip = bench.run(image)
-    expected = reference.weight_update(geometry, values, errors)
+    expected = reference.weight_update(geometry, values, errors, chosen)
     np.testing.assert_array_equal(gradient.load(image).view(np.uint32), expected.view(np.uint32))
     if not overflows:
         assert not chip.nonfinite
@@ -215,6 +222,8 @@ def test_tensors_of_other_sizes_are_named() -> None:
         emit_forward(bench.builder, GEOMETRY, x, packed, y)
     with pytest.raises(ParameterError, match=r"^gradient.group=1: must be 1, in FP32"):
         emit_weight_update(bench.builder, GEOMETRY, x, y, weights)
+    with pytest.raises(ParameterError, match=r"^dy=\(9, 20, 24\): must be \(1, 48, 24\) \(1, pix"):
+        emit_weight_update(bench.builder, GEOMETRY, x, packed, bench.place(Matrix(9, 20, 24)))
     with pytest.raises(ParameterError, match=r"^kernel=\(3, 3\): must fit the padded input"):
         ConvGeometry(Conv((3, 3)), 1, 2, 2, 1, 1)
     assert len(bench.builder) == 0

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms import sparsify
+from algorithms import NmLayer, get_method, sparsify
 from compiler.chip.machine import GoldenMachine
 from compiler.chip.network import GemmNode, HostNode, trace
 from compiler.chip.optimisers import AdamW, Optimiser, Sgd
@@ -19,6 +19,7 @@ from models.plain import PLAIN_SIZES, plain_net
 from models.resnet9 import RESNET9_SIZES, resnet9
 from rtl.architecture import PRESETS
 from rtl.errors import ParameterError
+from rtl.pattern import NmPattern
 from sim.interpreter import Interpreter
 
 TINY = PRESETS["tiny"]
@@ -99,6 +100,40 @@ def test_plain_network_follows_pytorch(pattern: str) -> None:
         assert losses[-1] == pytest.approx(want, rel=1e-3)
     assert losses[2] < losses[0]
     assert parameter_error(step, machine, reference) < 3e-3
+
+
+@pytest.mark.parametrize("gradient", ["1:2", "2:4"])
+def test_sampled_weight_gradients_are_those_of_pytorch_with_the_same_draws(gradient: str) -> None:
+    """PyTorch draws in the order of its backward pass, which is that of the host points."""
+    images, labels = batch(6)
+    models = [plain_net(PLAIN_SIZES["tiny"], 0) for _ in range(2)]
+    for each in models:
+        sparsify(each, "bdwp+wu", "2:8", gradient=gradient)
+    model, reference = models
+    optimiser = Sgd(0.05, 0.9, 1e-4)
+    step = compile_step(model, images, TINY, optimiser=optimiser, loss_scale=SCALE, seed=7)
+    machine = GoldenMachine(step)
+    machine.step(images, one_hot(labels))
+    drawn: list[Tensor] = []
+    for name in (layer.node.name for layer in step.layers if layer.sample):
+        watched = reference.get_submodule(name)
+        assert isinstance(watched, NmLayer)
+        watched.watch_update(drawn.append)
+    torch.manual_seed(7)
+    torch_step(reference, optimiser.torch(reference.parameters()), images, one_hot(labels))
+    sampled = [layer for layer in step.layers if layer.sample]
+    assert len(sampled) == len(drawn) == len(step.points) == 4
+    pattern = NmPattern.parse(gradient)
+    for layer, theirs in zip(reversed(sampled), drawn, strict=True):
+        assert layer.sample is not None
+        ours = layer.sample.load(machine.image)
+        assert ours.shape == theirs.shape
+        # Sums in another order: a draw that is this close to its limit may go the other way.
+        assert ((ours != 0) == (theirs != 0)).float().mean() > 0.999
+        rows = ours.movedim(1, -1).reshape(-1, ours.shape[1])
+        filled = F.pad(rows, (0, 0, 0, -len(rows) % pattern.m))
+        assert int((filled.reshape(-1, pattern.m, rows.shape[1]) != 0).sum(1).max()) == pattern.n
+    assert parameter_error(step, machine, reference, mean=True) < 1e-3
 
 
 def test_adamw_follows_pytorch() -> None:
@@ -280,7 +315,12 @@ def test_unknown_operators_are_listed_not_skipped() -> None:
         (lambda m: setattr(m, "first", nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")),
          r"^first='circular': the chip pads with zeros only; nearest legal value: zeros$"),
         (lambda m: sparsify(m, "sdgp", "2:8"),
-         r"^stem.method='sdgp': the chip runs training steps of dense and bdwp"),
+         r"^stem.method='sdgp': the chip runs training steps of dense, bdwp, bdwp\+wu; nearest"),
+        (lambda m: sparsify(m, get_method("bdwp", backward_mask="double"), "2:8"),
+         r"^stem.method=Bdwp\(.*'double'\): the chip trains with the method's default options: .*"
+         "; nearest legal value: bdwp$"),
+        (lambda m: sparsify(m, get_method("bdwp+wu", decay=1e-4), "2:8"),
+         r"^stem.method=BdwpWu\(decay=0.0001, .*: the chip trains with the method's default"),
     ],
 )
 def test_what_the_chip_cannot_run_is_refused(change: object, message: str) -> None:

@@ -38,11 +38,12 @@ def batch(count: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def compiled(config: PlainNetConfig, count: int, pattern: str = "2:8", adam: bool = False
-             ) -> TrainingStep:
+def compiled(config: PlainNetConfig, count: int, pattern: str = "2:8", adam: bool = False,
+             gradient: str = "dense") -> TrainingStep:
     """The step of a sparse plain network."""
     model = plain_net(config, 0)
-    sparsify(model, "dense" if pattern == "dense" else "bdwp", pattern)
+    method = "dense" if pattern == "dense" else "bdwp" if gradient == "dense" else "bdwp+wu"
+    sparsify(model, method, pattern, gradient=gradient)
     return compile_step(model, batch(count, config.image)[0], TINY, loss_scale=256.0,
                         optimiser=AdamW(1e-3) if adam else Sgd(0.05, 0.9, 1e-4))
 
@@ -100,6 +101,23 @@ def test_patterns_and_optimisers(pattern: str, adam: bool) -> None:
     with RtlMachine(step, MemoryModel.fixed(10)) as got:
         got.step(*data)
         assert differing_words(want, got)[0] == 0
+
+
+@pytest.mark.parametrize("gradient", ["1:2", "2:4"])
+def test_all_three_passes_sparse(gradient: str) -> None:
+    """BDWP+WU: the host samples at its points, with new numbers in the second step."""
+    step = compiled(LITTLE, 3, gradient=gradient)
+    assert {point.operators for point in step.points} == {f"sample {gradient}"}
+    data = batch(3, LITTLE.image)
+    want = GoldenMachine(step)
+    with RtlMachine(step, MemoryModel.stalls(5)) as got:
+        drawn = []
+        for _ in range(2):
+            assert got.step(*data) == want.step(*data)
+            assert differing_words(want, got)[0] == 0
+            samples = [layer.sample.load(got.image) for layer in step.layers if layer.sample]
+            drawn.append([sample != 0 for sample in samples])
+        assert any(not torch.equal(*pair) for pair in zip(*drawn, strict=True))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

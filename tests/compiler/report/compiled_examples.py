@@ -87,5 +87,6 @@ def compiled(
     target, plain, plan = Target.of(architecture), step(host), report()
     pruned = prune(plain, plan)
     options = options or Options()
-    return Compiled("odd <i>net</i>", 16, plan, "2:8", schedule(target, pruned, options),
-                    schedule(target, plain, options), memory_map(pruned, options.optimiser), {})
+    return Compiled("odd <i>net</i>", 16, plan, "2:8", "dense",
+                    schedule(target, pruned, options), schedule(target, plain, options),
+                    memory_map(pruned, options.optimiser), {})
