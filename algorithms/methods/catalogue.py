@@ -21,7 +21,7 @@ METHODS: dict[str, Method] = {
 """Every method with its default options, by name."""
 
 
-def get_method(name: str | Method, parameter: str = "method", **options: object) -> Method:
+def get_method(name: str | Method, parameter: str = "method", /, **options: object) -> Method:
     """The method called ``name``, or ``name`` itself if it is one, with ``options`` set.
 
     Raises :class:`ParameterError`, naming ``parameter`` or the option, for an unknown method or

@@ -1,7 +1,7 @@
 """The accuracy study: ``python -m benchmarks.accuracy``.
 
 ``--suite NAME`` trains what the record lacks and prints the tables; interrupted, it goes on where
-it was. ``--summary`` prints them from the record alone, ``--claims`` what they show, and ``--plots``
+it was. ``--summary`` prints them from the record alone, ``--claims`` what they show, ``--plots``
 draws them. ``--task`` with ``--data`` runs a suite on CIFAR-10 or CIFAR-100.
 """
 
