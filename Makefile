@@ -6,6 +6,8 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime-ready
 TESTING := $(VENV)/.testing-ready
+# A file's tests stay together: they share built models. The cache of models is safe against two.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 SYSTEM_FIX := sudo apt-get install g++ make perl python3-venv
 
 .PHONY: demo test test-slow lint clean
@@ -18,7 +20,7 @@ demo: $(RUNTIME)
 	@$(IN_VENV) -m nmsat bench resnet9
 
 test: lint
-	@$(IN_VENV) -m pytest
+	@$(IN_VENV) -m pytest $(PARALLEL)
 
 test-slow: $(TESTING)
 	@$(IN_VENV) -m pytest -m slow

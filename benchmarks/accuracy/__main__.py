@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.accuracy.catalogue import TASKS, task_class
-from benchmarks.accuracy.claims import verdicts
+from benchmarks.accuracy.claims import CHOOSING, chosen, verdicts
 from benchmarks.accuracy.plots import save_plots
 from benchmarks.accuracy.record import Record
 from benchmarks.accuracy.study import run_study
@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="torch device to train on")
     parser.add_argument("--summary", action="store_true", help="print the record, train nothing")
     parser.add_argument("--claims", action="store_true", help="print what the record shows, only")
+    parser.add_argument("--confirm", action="store_true",
+                        help="train the best attempts, only, on seeds that did not choose them")
     parser.add_argument("--plots", type=Path, nargs="?", const=DOCS, metavar="FOLDER",
                         help="also draw the record into FOLDER, docs if nothing is said")
     return parser
@@ -89,6 +91,18 @@ def _suites(options: argparse.Namespace) -> list[Suite]:
     return list(SUITES.values()) if options.summary else [SUITES["methods"]]
 
 
+def _confirm(record: Record, options: argparse.Namespace) -> None:
+    """Train what the claims are about, and the baselines, on further seeds."""
+    attempts = chosen(record)
+    if not attempts:
+        raise ParameterError("--confirm", str(options.record), "has no attempts to choose from; "
+                             "train --suite recipes first")
+    seeds = range(CHOOSING.stop, CHOOSING.stop + (options.seeds or 5))
+    run_study([spec for attempt in attempts for spec in (attempt.baseline, attempt.spec)], seeds,
+              record, jobs=options.jobs, data=options.data, device=_device(options.device),
+              reporter=_reporter())
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, print; 2 for bad input."""
@@ -102,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = Record(options.record)
     if (options.summary or options.claims) and not len(record):
         raise ParameterError("--record", str(options.record), "has no runs to print")
-    if options.claims:
+    if options.confirm:
+        _confirm(record, options)
+    if options.claims or options.confirm:
         for sentence in verdicts(record):
             stdout().print(sentence, soft_wrap=True)
         return 0

@@ -15,7 +15,7 @@ from benchmarks.accuracy.record import Record
 from benchmarks.accuracy.suites import Attempt, get_suite
 from benchmarks.accuracy.summary import gap_of
 
-__all__ = ["CLAIMS", "Claim", "verdicts"]
+__all__ = ["CHOOSING", "CLAIMS", "Claim", "chosen", "verdicts"]
 
 LARGEST_ERROR = 0.2
 """Standard error, in points, above which a figure decides nothing."""
@@ -57,15 +57,20 @@ class Claim:
             yield from (attempt for attempt in listed
                         if attempt.spec.method == self.method and wanted(attempt))
 
-    def _of_best(self, record: Record) -> str | None:
-        """Chosen by some seeds, judged by the others: the best of many is lucky where it won."""
+    def tried(self, record: Record) -> list[Attempt]:
+        """Attempts that cost no more than plain BDWP, the best by :data:`CHOOSING` first."""
         plain = gap_of(_plain(self.suite), record, CHOOSING)
-        tried = [(gap, attempt) for attempt in self._attempts(lambda attempt: True)
+        found = [(gap.difference, attempt) for attempt in self._attempts(lambda attempt: True)
                  if (gap := gap_of(attempt, record, CHOOSING)) is not None
                  and plain is not None and gap.cost <= plain.cost + 5e-4]
+        return [attempt for _, attempt in sorted(found, key=lambda pair: -pair[0])]
+
+    def _of_best(self, record: Record) -> str | None:
+        """Chosen by some seeds, judged by the others: the best of many is lucky where it won."""
+        tried = self.tried(record)
         if not tried:
             return None
-        chosen = max(tried, key=lambda pair: pair[0].difference)[1]
+        chosen = tried[0]
         runs = set(record.find(chosen.spec)) & set(record.find(chosen.baseline))
         gap = gap_of(chosen, record, sorted(runs - set(CHOOSING)))
         words = f"{chosen.label}, best of {len(tried)} on {self.suite} by {len(CHOOSING)} seeds"
@@ -92,6 +97,11 @@ CLAIMS = (
     Claim("bdwp", "recipes", 0.75, best=True),
     Claim("bdwp+wu", "recipes", 1.0, best=True),
 )
+
+
+def chosen(record: Record) -> list[Attempt]:
+    """The attempts that claims are about, as far as they have been chosen."""
+    return [tried[0] for claim in CLAIMS if claim.best and (tried := claim.tried(record))]
 
 
 def verdicts(record: Record) -> list[str]:
