@@ -125,7 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = list(dict.fromkeys(spec.task for spec in record.specs()))
     seeds = None if options.seeds is None else range(options.seeds)
     for suite in _suites(options):
-        tasks = options.task or (trained if options.summary else None)
+        tasks = options.task or (
+            [task for task in suite.tasks if task in trained] if options.summary else None)
+        if tasks == []:
+            continue
         methods = options.methods if suite.methods or options.suite else None
         attempts = suite.attempts(tasks, methods, options.patterns)
         if not options.summary:

@@ -33,7 +33,9 @@ def save_plots(record: Record, folder: Path, suffix: str = ".svg") -> list[Path]
     tasks = list(dict.fromkeys(spec.task for spec in record.specs()))
     saved = []
     for suite in (SUITES[name] for name in _NAMES):
-        panels = {task: found for task in tasks if (found := _found(suite, task, record))}
+        own = suite.methods == ()  # attempts of its own, made for its own tasks
+        panels = {task: found for task in tasks if not own or task in suite.tasks
+                  if (found := _found(suite, task, record))}
         if not panels:
             continue
         # Text stays text, and the same record gives the same file.

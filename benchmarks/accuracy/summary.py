@@ -165,6 +165,8 @@ def _curve_table(
     for place in dict.fromkeys(getattr(attempt.spec, axis) for attempt in listed):
         here = [attempt for attempt in listed if getattr(attempt.spec, axis) == place]
         row = {attempt.label: gaps[attempt.spec.key] for attempt in here}
+        if not any(row.values()):
+            continue
         table.add_row(str(place), _dense_words(here[0].baseline, record, seeds),
                       *(str(row.get(label) or _NOTHING) for label in labels),
                       _seeds(row.values()))
