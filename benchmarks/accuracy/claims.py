@@ -74,7 +74,7 @@ class Claim:
         runs = set(record.find(chosen.spec)) & set(record.find(chosen.baseline))
         gap = gap_of(chosen, record, sorted(runs - set(CHOOSING)))
         words = f"{chosen.label}, best of {len(tried)} on {self.suite} by {len(CHOOSING)} seeds"
-        if gap is None:
+        if gap is None or gap.seeds < 2:
             return f"{words}: not confirmed by other seeds yet"
         return (f"{words}, {gap.seeds} other seeds, cost {gap.cost:.3f}: "
                 f"{self._judged(gap.difference, gap.error)}")
