@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from algorithms.native.kernels import available, round_into
 from rtl.errors import ParameterError, closest
 
 __all__ = ["PRECISIONS", "Precision", "check_precision", "compute_dtype", "rounded", "rounding"]
@@ -41,10 +40,4 @@ def rounding(x: Tensor, precision: Precision) -> torch.dtype:
 
 def rounded(tensor: Tensor, precision: Precision) -> Tensor:
     """An activation or gradient as a GEMM reads it: rounded, in the compute dtype."""
-    if precision == "native":
-        return tensor
-    if tensor.dtype == torch.float32 and tensor.is_cpu and available():
-        out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        round_into(tensor.contiguous(), out, torch.float16)
-        return out
-    return tensor.to(torch.float16).float()
+    return tensor if precision == "native" else tensor.to(torch.float16).float()

@@ -40,7 +40,7 @@ class Case:
     inputs: Callable[[], Tensor]
     limit: float
     alone: bool = True
-    """A single layer, which the default rules would leave dense."""
+    """A single layer, as inside a network: with a BP, and sparse where it would stay dense."""
 
 
 def _resnet9() -> nn.Module:
@@ -82,7 +82,7 @@ def _step(model: nn.Module, inputs: Tensor, optimiser: torch.optim.Optimizer) ->
 def measure(case: Case, precision: str, repeats: int, method: str = "bdwp") -> Timing:
     """Time ``repeats`` steps of both, after two that warm up."""
     torch.manual_seed(0)
-    inputs, runs = case.inputs(), []
+    inputs, runs = case.inputs().requires_grad_(case.alone), []
     for name in ("dense", method):
         model = case.model()
         if name != "dense":

@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: N:M masks, pruned weights and rounding, each in one pass over memory.
+"""The compiled CPU kernel: N:M masks and pruned weights, each in one pass over memory.
 
 Results equal those of :func:`algorithms.masks.nm_mask_eager` bit for bit, whatever the number of
 threads (at most ``torch.get_num_threads()``). Where no library was built, :func:`available` is
@@ -11,9 +11,6 @@ import ctypes
 import functools
 import importlib.machinery
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +20,18 @@ from torch import Tensor
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["MAX_M", "available", "mask_into", "prune_into", "round_into", "supports"]
+__all__ = ["MAX_M", "available", "mask_into", "prune_into", "supports"]
 
 MAX_M = 255
 """The largest group that the kernel ranks."""
 
-_ABI = 1
+_ABI = 2
 _CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-_PER_THREAD = 1 << 17
+_PER_THREAD = 1 << 15
 """Elements below which another thread costs more than it saves."""
 
 _POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-_SELECT: list[type[Any]] = [_POINTER, _POINTER, *[_SIZE] * 3, *[_INT] * 5, _SIZE, _SIZE]
-_ROUND: list[type[Any]] = [_POINTER, _POINTER, _SIZE, _INT, _INT, _SIZE, _SIZE]
+_SELECT: list[type[Any]] = [_POINTER, _POINTER, *[_SIZE] * 3, *[_INT] * 6]
 
 
 @functools.cache
@@ -52,7 +48,6 @@ def _library() -> ctypes.CDLL | None:
         except (OSError, AttributeError):
             continue
         library.nm_select.argtypes, library.nm_select.restype = _SELECT, None
-        library.nm_round.argtypes, library.nm_round.restype = _ROUND, None
         return library
     return None
 
@@ -83,24 +78,9 @@ def supports(source: Tensor, pattern: NmPattern, rounding: torch.dtype) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def _helpers(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads beside the calling one; ``process`` because threads do not survive a fork."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="nm-kernel")
-
-
-def _split(call: Callable[[int, int], object], units: int, elements: int) -> None:
-    """Run ``call(begin, end)`` over [0, units), split over threads if there is enough to do."""
-    parts = max(1, min(torch.get_num_threads(), units, elements // _PER_THREAD))
-    bounds = [units * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        call(0, units)
-        return
-    pool = _helpers(torch.get_num_threads() - 1, os.getpid())
-    running = [pool.submit(call, *bounds[part : part + 2]) for part in range(1, parts)]
-    call(*bounds[:2])
-    for future in running:
-        future.result()
+def _threads(units: int, elements: int) -> int:
+    """Threads to use: PyTorch's, if there is enough to do."""
+    return max(1, min(torch.get_num_threads(), units, elements // _PER_THREAD))
 
 
 def _check_memory(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -154,17 +134,14 @@ def _select(
     if pattern.m > MAX_M:
         rule = f"the kernel ranks groups of at most {MAX_M}"
         raise ParameterError("pattern", str(pattern), rule, f"{min(pattern.n, MAX_M)}:{MAX_M}")
-    select = _loaded().nm_select
+    library = _loaded()
     if not source.numel():
         return
-
-    def call(begin: int, end: int) -> None:
-        select(
-            source.data_ptr(), out.data_ptr(), outer, length, inner, pattern.n, pattern.m,
-            _CODES[source.dtype], _CODES[rounding], out.dtype == torch.bool, begin, end,
-        )
-
-    _split(call, outer * pattern.groups(length), source.numel())
+    library.nm_select(
+        source.data_ptr(), out.data_ptr(), *shape, pattern.n, pattern.m, _CODES[source.dtype],
+        _CODES[rounding], out.dtype == torch.bool,
+        _threads(outer * pattern.groups(length), source.numel()),
+    )
     _written(out)
 
 
@@ -210,25 +187,3 @@ def prune_into(
     _check(source, out, "out", torch.float32)
     _check_rounding(rounding)
     _select(source, out, pattern, outer, length, inner, rounding)
-
-
-def round_into(source: Tensor, out: Tensor, rounding: torch.dtype) -> None:
-    """Write to ``out`` the ``source`` rounded to the values of ``rounding``, to nearest even.
-
-    Parameters, NaNs and errors are those of :func:`prune_into`: for a float32 source and float16,
-    that is ``source.half().float()`` with every NaN canonical.
-    """
-    _check(source, out, "out", torch.float32)
-    _check_rounding(rounding)
-    round_range = _loaded().nm_round
-    if not source.numel():
-        return
-
-    def call(begin: int, end: int) -> None:
-        round_range(
-            source.data_ptr(), out.data_ptr(), source.numel(), _CODES[source.dtype],
-            _CODES[rounding], begin, end,
-        )
-
-    _split(call, source.numel(), source.numel())
-    _written(out)

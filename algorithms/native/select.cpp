@@ -4,7 +4,7 @@
 // is that of the magnitude bits. A tile of groups is laid out as planes (plane j holds element j of
 // every group), so that each step is one vector operation over many groups.
 //
-// The functions start no threads and keep no state: the caller splits [begin, end).
+// No state is kept. Groups are split over threads of OpenMP, which are PyTorch's own.
 
 #include <cstdint>
 #include <cstring>
@@ -296,17 +296,10 @@ void publish([[maybe_unused]] bool stream) {
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-}  // namespace
-
-extern "C" {
-
-// Changes with the meaning of any argument below: a stale library must not be called.
-int nm_abi() { return 1; }
-
 // Groups [begin, end) of the outer * ceil(length / m) of a contiguous (outer, length, inner)
 // source, whose groups of m run along `length`. `out`: bool if `as_mask`, else float32.
 // 1 <= n <= m <= 255.
-void nm_select(
+void select_range(
     const void* source, void* out, int64_t outer, int64_t length, int64_t inner, int n, int m,
     int kind, int rounding, int as_mask, int64_t begin, int64_t end) {
     alignas(64) int32_t tile[TILE + (MAX_M + 1) * SLACK];
@@ -372,19 +365,28 @@ void nm_select(
     publish(stream);
 }
 
-// Elements [begin, end) of `source` rounded to float32 holding values of the type `rounding`.
-void nm_round(
-    const void* source, void* out, int64_t total, int kind, int rounding, int64_t begin,
-    int64_t end) {
-    alignas(64) int32_t linear[TILE / 2];
-    const int64_t bytes = kind == FLOAT32 ? 4 : 2;
-    const bool stream = total * 4 >= STREAM;
-    for (int64_t at = begin; at < end; at += TILE / 2) {
-        const int64_t count = least(TILE / 2, end - at);
-        round_run(static_cast<const char*>(source) + at * bytes, linear, count, kind, rounding);
-        emit_values(linear, static_cast<int32_t*>(out) + at, count, stream);
-    }
-    publish(stream);
+// [0, units) in equal parts, one a thread. OpenMP, whose threads those of PyTorch then are.
+template <class Run>
+void divide(int64_t units, int threads, const Run& run) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int part = 0; part < threads; ++part)
+        run(units * part / threads, units * (part + 1) / threads);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Changes with the meaning of any argument below: a stale library must not be called.
+int nm_abi() { return 2; }
+
+// All groups of a contiguous (outer, length, inner) source, see select_range.
+void nm_select(
+    const void* source, void* out, int64_t outer, int64_t length, int64_t inner, int n, int m,
+    int kind, int rounding, int as_mask, int threads) {
+    divide(outer * ((length + m - 1) / m), threads, [&](int64_t begin, int64_t end) {
+        select_range(source, out, outer, length, inner, n, m, kind, rounding, as_mask, begin, end);
+    });
 }
 
 }  // extern "C"

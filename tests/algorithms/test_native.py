@@ -15,7 +15,7 @@ from torch import Tensor
 from algorithms.masks import nm_mask, nm_mask_eager
 from algorithms.native import kernels
 from rtl.errors import ParameterError
-from rtl.pattern import NmPattern
+from rtl.pattern import DENSE, NmPattern
 
 native = pytest.mark.skipif(not kernels.available(), reason="the kernel was not built here")
 
@@ -160,14 +160,19 @@ def boundaries(rounding: torch.dtype) -> Tensor:
     return torch.cat([near, -near])
 
 
+def round_into(source: Tensor, out: Tensor, rounding: torch.dtype) -> None:
+    """Rounding alone: the dense pattern."""
+    kernels.prune_into(source, out, DENSE, 1, source.numel(), 1, rounding)
+
+
 @native
 @pytest.mark.parametrize("rounding", [torch.float16, torch.bfloat16])
 def test_rounding_is_exact_at_every_value_and_around_every_boundary(rounding: torch.dtype) -> None:
     source = boundaries(rounding)
     out = torch.empty_like(source)
-    kernels.round_into(source, out, rounding)
+    round_into(source, out, rounding)
     assert torch.equal(out.view(torch.int32), canonical(source, rounding))
-    kernels.round_into(source, source, rounding)
+    round_into(source, source, rounding)
     assert torch.equal(source.view(torch.int32), out.view(torch.int32))
 
 
@@ -178,7 +183,7 @@ def test_rounding_of_every_source_type(dtype: torch.dtype, rounding: torch.dtype
     source = torch.arange(2**16).to(torch.int32).to(torch.int16)
     typed = source.view(dtype) if dtype != torch.float32 else boundaries(torch.bfloat16)
     out = torch.empty(typed.shape)
-    kernels.round_into(typed, out, rounding)
+    round_into(typed, out, rounding)
     if dtype != rounding:
         assert torch.equal(out.view(torch.int32), canonical(typed, rounding))
     else:
@@ -217,7 +222,7 @@ def test_the_number_of_threads_does_not_change_a_bit(shape: tuple[int, int, int]
         seen.append(case.pruned().view(torch.int32))
         assert torch.equal(case.mask(), case.expected())
         out = torch.empty(shape)
-        kernels.round_into(case.source, out, torch.bfloat16)
+        round_into(case.source, out, torch.bfloat16)
         rounded.append(out.view(torch.int32))
     assert all(torch.equal(bits, seen[0]) for bits in seen)
     assert all(torch.equal(bits, rounded[0]) for bits in rounded)
@@ -272,7 +277,7 @@ def test_a_weight_may_be_pruned_in_place_and_autograd_hears_of_it() -> None:
 def test_empty_tensors_and_dense_patterns() -> None:
     for shape in ((0, 8, 1), (2, 0, 3), (2, 8, 0)):
         assert Case(torch.empty(shape), NmPattern(2, 8), torch.float16).pruned().shape == shape
-    kernels.round_into(torch.empty(0), torch.empty(0), torch.float16)
+    round_into(torch.empty(0), torch.empty(0), torch.float16)
     dense = Case(values("bits", (2, 300, 3), 7), NmPattern(300, 300), torch.float16)
     assert torch.equal(dense.pruned().view(torch.int32), canonical(dense.source, torch.float16))
 
@@ -297,7 +302,7 @@ def test_without_a_library_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch
     expected = nm_mask_eager(weight, NmPattern(2, 8), 1)
     assert torch.equal(nm_mask(weight, NmPattern(2, 8), 1), expected)
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler"):
-        kernels.round_into(weight, weight, torch.float16)
+        round_into(weight, weight, torch.float16)
 
 
 def test_wide_roundings_see_what_fp16_rounds_away() -> None:
@@ -352,9 +357,9 @@ def test_bad_arguments_are_named(
 def test_other_bad_arguments_are_named() -> None:
     memory = torch.zeros(40)
     with pytest.raises(ParameterError, match=r"^out='0x\w+': must not overlap the source"):
-        kernels.round_into(memory[:32], memory[8:], torch.float16)
+        round_into(memory[:32], memory[8:], torch.float16)
     with pytest.raises(TypeError, match=r"^source must be a torch\.Tensor, not list$"):
-        kernels.round_into([1.0], memory, torch.float16)  # type: ignore[arg-type]
+        kernels.prune_into([1.0], memory, DENSE, 1, 1, 1, torch.float16)  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match=r"^mask\.dtype='torch.float32': must have a dtype of"):
         kernels.mask_into(F32, F32.clone(), NmPattern(2, 8), 4, 8, 1, torch.float16)
     message = "rounding='torch.int32': must be one of torch.float16, torch.bfloat16, torch.float32"

@@ -22,7 +22,8 @@ GEMM_KEYS = [
     "utilisation", "macs", "dense_macs", "nonfinite",
 ]
 TRAIN_KEYS = [
-    "workload", "method", "pattern", "seed", "epochs", "metric", "train_mac_ratio", "seconds", "gradient",
+    "workload", "method", "pattern", "seed", "epochs", "metric", "train_mac_ratio", "seconds",
+    "gradient",
 ]
 GEMM = ["gemm", "A.npy", "B.npy", "-o", "C.npy"]
 
