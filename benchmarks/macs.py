@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from algorithms import NmLayer, sparse_layers
+from algorithms import LayerPlan, NmLayer, sparse_layers
 from rtl.pattern import NmPattern
 
-__all__ = ["StepMacs", "training_macs"]
+__all__ = ["LayerCost", "StepMacs", "layer_costs", "step_macs", "training_macs"]
 
 
 class StepMacs(NamedTuple):
@@ -25,40 +27,54 @@ class StepMacs(NamedTuple):
         return self.executed / self.dense
 
 
-def _reduced(channels: int, pattern: NmPattern) -> int:
-    """Elements that a reduction over ``channels`` multiplies, zero padding included."""
-    return channels if pattern.is_dense else pattern.groups(channels) * pattern.n
+@dataclass(frozen=True)
+class LayerCost:
+    """The GEMMs of one layer.
+
+    inputs, outputs: channels of a convolution group. positions: output positions of the whole
+    batch, over which WU sums. taps: kernel taps times convolution groups.
+    learns_below: whether anything before the layer needs an input gradient.
+    """
+
+    inputs: int
+    outputs: int
+    positions: int
+    taps: int
+    learns_below: bool
+
+    def macs(self, plan: LayerPlan) -> StepMacs:
+        """A step with the patterns of ``plan``, zero padding included."""
+        patterns = plan.executed_patterns()
+        inputs, outputs, positions = self.inputs, self.outputs, self.positions
+        forward = positions * outputs * _summed(inputs, patterns["FF"])
+        backward = positions * inputs * _summed(outputs, patterns["BP"])
+        update = inputs * outputs * _summed(positions, patterns["WU"])
+        dense = positions * inputs * outputs * (2 + self.learns_below)
+        executed = forward + update + self.learns_below * backward
+        return StepMacs(self.taps * dense, self.taps * executed)
 
 
-def _layer_macs(layer: NmLayer, inputs: Tensor, outputs: Tensor) -> StepMacs:
-    rows, columns, *kernel = layer.weight.shape
-    groups = layer.conv_groups
-    rows //= groups
-    # Products per pair of channels: output positions times kernel taps, in every group.
-    repeats = outputs.numel() // (rows * groups) * groups * torch.Size(kernel).numel()
-    patterns = layer.nm_plan.executed_patterns()
-    dense = repeats * rows * columns
-    executed = repeats * rows * _reduced(columns, patterns["FF"])
-    # WU sums over the pixels of the batch: for each weight, those instead of one a position.
-    pixels = outputs.numel() // (rows * groups)
-    executed += repeats // pixels * rows * columns * _reduced(pixels, patterns["WU"])
-    if not inputs.requires_grad:  # nothing before this layer learns: no input gradient
-        return StepMacs(2 * dense, executed)
-    return StepMacs(3 * dense, executed + repeats * columns * _reduced(rows, patterns["BP"]))
+def _summed(length: int, pattern: NmPattern) -> int:
+    """Elements that a sum over ``length`` multiplies, zero padding included."""
+    return length if pattern.is_dense else pattern.groups(length) * pattern.n
 
 
-def training_macs(model: nn.Module, inputs: Tensor) -> StepMacs:
-    """Count every layer that :func:`algorithms.sparsify` swapped, for one batch of ``inputs``.
+def layer_costs(model: nn.Module, inputs: Tensor) -> list[tuple[NmLayer, LayerCost]]:
+    """Every layer that :func:`algorithms.sparsify` swapped, for one batch of ``inputs``.
 
     The model runs forward once in evaluation mode, so that nothing in it changes.
     """
-    found: list[StepMacs] = []
+    found: list[tuple[NmLayer, LayerCost]] = []
 
-    def record(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        if isinstance(layer, NmLayer):
-            found.append(_layer_macs(layer, args[0], out))
+    def note(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        assert isinstance(layer, NmLayer)
+        rows, columns, *kernel = layer.weight.shape
+        groups = layer.conv_groups
+        found.append((layer, LayerCost(
+            columns, rows // groups, out.numel() // rows,
+            torch.Size(kernel).numel() * groups, args[0].requires_grad)))
 
-    handles = [layer.register_forward_hook(record) for _, layer in sparse_layers(model)]
+    hooks = [layer.register_forward_hook(note) for _, layer in sparse_layers(model)]
     was_training = model.training
     try:
         model.eval()
@@ -66,6 +82,18 @@ def training_macs(model: nn.Module, inputs: Tensor) -> StepMacs:
             model(inputs)
     finally:
         model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return StepMacs(sum(step.dense for step in found), sum(step.executed for step in found))
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def step_macs(costs: Sequence[LayerCost], plans: Sequence[LayerPlan]) -> StepMacs:
+    """FF, BP and WU of all layers, each under its plan."""
+    macs = [cost.macs(plan) for cost, plan in zip(costs, plans, strict=True)]
+    return StepMacs(sum(step.dense for step in macs), sum(step.executed for step in macs))
+
+
+def training_macs(model: nn.Module, inputs: Tensor) -> StepMacs:
+    """A step of ``model`` as it stands, for one batch of ``inputs``."""
+    found = layer_costs(model, inputs)
+    return step_macs([cost for _, cost in found], [layer.nm_plan for layer, _ in found])

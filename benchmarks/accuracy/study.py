@@ -19,9 +19,9 @@ from torch import nn
 
 from algorithms import LayerPlan, NmLayer, Rules, sparsify
 from benchmarks.accuracy.catalogue import get_task
-from benchmarks.accuracy.cost import LayerCost, layer_costs, step_ratio
 from benchmarks.accuracy.record import Outcome, Record, Spec, pack_bits
 from benchmarks.accuracy.tasks import Task
+from benchmarks.macs import LayerCost, layer_costs, step_macs
 from benchmarks.progress import Reporter, Silent
 from benchmarks.training import reproducible
 from benchmarks.workload import Batch
@@ -74,7 +74,7 @@ def _train(
             layers, costs = [layer for layer, _ in found], [cost for _, cost in found]
         present = [layer.nm_plan for layer in layers]
         if present != plans:  # a phase of the schedule has begun
-            plans, ratio = present, step_ratio(costs, present)
+            plans, ratio = present, step_macs(costs, present).ratio
         executed += ratio
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate_at(step)

@@ -15,13 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from algorithms import Schedule, sparsify
+from algorithms import Schedule
 from benchmarks.accuracy import study
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.catalogue import TASKS, get_task
 from benchmarks.accuracy.cifar import read_cifar
 from benchmarks.accuracy.claims import verdicts
-from benchmarks.accuracy.cost import layer_costs, step_ratio
 from benchmarks.accuracy.noisy_digits import NoisyDigitsCnn, digit_halves, draw_noisy
 from benchmarks.accuracy.plots import save_plots
 from benchmarks.accuracy.record import (
@@ -34,7 +33,6 @@ from benchmarks.accuracy.record import (
 )
 from benchmarks.accuracy.suites import SUITES, Attempt, dense_share
 from benchmarks.accuracy.summary import compare, gap_of, suite_tables
-from benchmarks.macs import training_macs
 from rtl.errors import ParameterError
 
 GENERATED = ("teacher", "cnn", "vit", "digits-cnn", "digits-vit")
@@ -89,15 +87,6 @@ def test_without_distortion_the_digit_stands_on_the_canvas() -> None:
 
 
 # Cost.
-
-
-def test_cost_of_a_step_is_that_of_the_other_count() -> None:
-    task = get_task("cnn")
-    model, inputs = task.model(16, 0), torch.zeros(4, 1, 12, 12)
-    sparsify(model, "bdwp", "2:8")
-    found = layer_costs(model, inputs)
-    ratio = step_ratio([cost for _, cost in found], [layer.nm_plan for layer, _ in found])
-    assert ratio == pytest.approx(training_macs(model, inputs).ratio)
 
 
 def test_cost_of_a_schedule_is_the_mean_over_its_phases() -> None:
