@@ -7,7 +7,8 @@ IN_VENV := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime-ready
 TESTING := $(VENV)/.testing-ready
 # A file's tests stay together: they share built models. The cache of models is safe against two.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# In the order of the folders, or files with few tests, the longest of all, would come last.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SYSTEM_FIX := sudo apt-get install g++ make perl python3-venv
 
 .PHONY: demo test test-slow lint clean

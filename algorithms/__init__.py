@@ -2,7 +2,7 @@
 
 from algorithms.decay import decay_pruned
 from algorithms.handle import SparseHandle
-from algorithms.layers import NmConv2d, NmLayer, NmLinear
+from algorithms.layers import NmConv2d, NmLayer, NmLinear, sparse_layers
 from algorithms.masks import apply_mask, nm_mask
 from algorithms.methods.base import Method
 from algorithms.methods.catalogue import METHODS, get_method
@@ -11,7 +11,7 @@ from algorithms.plan import STAGES, LayerPlan, PassPlan
 from algorithms.report import LayerReport, SparsityReport
 from algorithms.rules import Rules, Size
 from algorithms.schedule import Schedule
-from algorithms.swap import plan_model, sparse_layers, sparsify, unsparsify
+from algorithms.swap import plan_model, sparsify, unsparsify
 
 __all__ = [
     "METHODS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from algorithms.layers import NmLayer
+from algorithms.layers import sparse_layers
 from algorithms.masks import apply_mask
 
 __all__ = ["decay_pruned"]
@@ -22,9 +22,7 @@ def decay_pruned(model: nn.Module, gradient_scale: float | Tensor = 1.0) -> None
     one: the gradients are then out of reach, and the optimiser's step would be, too.
     """
     seen: set[int] = set()
-    for module in model.modules():
-        if not isinstance(module, NmLayer):
-            continue
+    for _, module in sparse_layers(model):
         plan, weight = module.nm_plan, module.weight
         active = plan.method.decays and not plan.forward.pattern.is_dense
         if active and module.is_gathered and weight.requires_grad:

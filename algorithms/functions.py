@@ -26,17 +26,20 @@ from algorithms.gemms import (
     linear_forward,
     linear_gradients,
 )
+from algorithms.rounding import held
 
 __all__ = ["nm_conv2d", "nm_linear"]
 
 
 def _save(
     ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer
-) -> None:
-    """Only what the backward pass reads: a frozen layer does not hold its input."""
+) -> Tensor:
+    """Save only what the backward pass reads: a frozen layer holds no input. Returns the input."""
     ctx.layer, ctx.dtype, ctx.size = layer, x.dtype, x.shape
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+    operand = held(x, layer.nm_precision)
+    ctx.save_for_backward(operand if ctx.needs_input_grad[1] else None, weight)
+    return operand
 
 
 class _Linear(torch.autograd.Function):
@@ -44,8 +47,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer
     ) -> Tensor:
-        _save(ctx, x, weight, bias, layer)
-        return linear_forward(x, weight, bias, layer)
+        return linear_forward(_save(ctx, x, weight, bias, layer), weight, bias, layer)
 
     @staticmethod
     @once_differentiable
@@ -61,9 +63,8 @@ class _Conv2d(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer, shape: ConvShape
     ) -> Tensor:
-        _save(ctx, x, weight, bias, layer)
         ctx.shape = shape
-        return conv2d_forward(x, weight, bias, layer, shape)
+        return conv2d_forward(_save(ctx, x, weight, bias, layer), weight, bias, layer, shape)
 
     @staticmethod
     @once_differentiable

@@ -77,20 +77,21 @@ def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def _weights(layer: Layer, weight: Tensor, x: Tensor) -> Operands:
+def _weights(layer: Layer, weight: Tensor, dtype: torch.dtype) -> Operands:
+    """Weight operands for an input of ``dtype``."""
     precision = layer.nm_precision
-    return layer.operands(weight, rounding(x, precision), compute_dtype(x, precision))
+    return layer.operands(weight, rounding(dtype, precision), compute_dtype(dtype, precision))
 
 
 def _cast(bias: Tensor | None, x: Tensor, precision: Precision) -> Tensor | None:
-    return None if bias is None else bias.to(compute_dtype(x, precision))
+    return None if bias is None else bias.to(compute_dtype(x.dtype, precision))
 
 
 def _gradients(layer: Layer, grad: Tensor, x_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """dY as the bias, BP and WU read it."""
     plan, precision = layer.nm_plan, layer.nm_precision
     dy = rounded(grad if precision == "fp16" else grad.to(x_dtype), precision)
-    whole = Gradient(dy, layer.conv_groups, rounding(dy, precision))
+    whole = Gradient(dy, layer.conv_groups, rounding(dy.dtype, precision))
     for_weight = plan.method.update_gradient(whole, plan.update.pattern)
     layer.note_update(for_weight)
     return dy, plan.method.backward_gradient(whole, plan.backward.pattern), for_weight
@@ -101,7 +102,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer)
     precision = layer.nm_precision
     with _full_precision(x):
         return semi_structured.linear(
-            rounded(x, precision), _weights(layer, weight, x).forward,
+            rounded(x, precision), _weights(layer, weight, x.dtype).forward,
             layer.nm_plan.forward.pattern, _cast(bias, x, precision))
 
 
@@ -114,7 +115,7 @@ def linear_gradients(
     with _full_precision(grad):
         dy, for_x, for_weight = _gradients(layer, grad.reshape(-1, grad.shape[-1]), dtype)
         if needs_x:
-            backward = _weights(layer, weight, grad.new_empty(0, dtype=dtype)).backward
+            backward = _weights(layer, weight, dtype).backward
             pattern = layer.nm_plan.weight_patterns()["BP"]
             dx = semi_structured.input_gradient(for_x, backward, pattern)
             dx = dx.view(*grad.shape[:-1], weight.shape[1]).to(dtype)
@@ -130,7 +131,7 @@ def conv2d_forward(
     """FF of x (B, C_in, H, W): (B, C_out, H_out, W_out)."""
     precision = layer.nm_precision
     with _full_precision(x):
-        return F.conv2d(rounded(x, precision), _weights(layer, weight, x).forward,
+        return F.conv2d(rounded(x, precision), _weights(layer, weight, x.dtype).forward,
                         _cast(bias, x, precision), *shape)
 
 
@@ -141,11 +142,11 @@ def conv2d_gradients(
     """BP and WU of dY (B, C_out, ...); no WU without ``x``, whose dtype and size are given."""
     with _full_precision(grad):
         dy, for_x, for_weight = _gradients(layer, grad, dtype)
-        # Without a weight gradient only the size of x is read.
+        # Without a weight gradient only the size of x is read; without an input gradient only that
+        # of the weights.
         operand = dy.new_empty(1).expand(size) if x is None else rounded(x, layer.nm_precision)
-        backward = operand.new_empty(1).expand(weight.shape)
-        if needs_x:
-            backward = _weights(layer, weight, grad.new_empty(0, dtype=dtype)).backward
+        backward = (_weights(layer, weight, dtype).backward if needs_x
+                    else operand.new_empty(1).expand(weight.shape))
         # The weight gradient does not read the weights, so one call serves both passes
         # unless they read different gradients.
         if for_x is for_weight:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from algorithms.decay import decay_pruned
-from algorithms.layers import NmLayer
+from algorithms.layers import NmLayer, sparse_layers
 from algorithms.methods.base import Method
 from algorithms.plan import LayerPlan
 from algorithms.report import LayerReport, SparsityReport
 from algorithms.schedule import Schedule
 from rtl.errors import ParameterError
 
-__all__ = ["SparseHandle"]
+__all__ = ["SparseHandle", "loss_scale_of"]
 
 
 class SparseHandle:
@@ -31,7 +30,7 @@ class SparseHandle:
         self.steps = 0
         """Optimiser steps made so far."""
         # By module: a wrapper put around a layer later, such as LoRA's, changes its name.
-        self._planned = [(layer, layer.nm_plan) for _, layer in self._layers()]
+        self._planned = [(layer, layer.nm_plan) for _, layer in sparse_layers(self.model)]
         self._follow()
 
     @property
@@ -61,7 +60,7 @@ class SparseHandle:
         """
         # ``register_step_pre_hook`` is untyped in parts of torch.
         hooks: Any = optimiser
-        hooks.register_step_pre_hook(lambda stepping, *_: self.before_step(_scale_of(stepping)))
+        hooks.register_step_pre_hook(lambda stepping, *_: self.before_step(loss_scale_of(stepping)))
         hooks.register_step_post_hook(
             lambda stepping, *_: None if _was_skipped(stepping) else self.step())
 
@@ -85,16 +84,12 @@ class SparseHandle:
 
         PEFT does so when it merges an adapter into its base layer or takes it out again.
         """
-        for _, layer in self._layers():
+        for _, layer in sparse_layers(self.model):
             layer.refresh()
 
     def plans(self) -> dict[str, LayerPlan]:
         """What each layer does in the present phase, by its dotted name."""
-        return {name: layer.nm_plan for name, layer in self._layers()}
-
-    def _layers(self) -> Iterator[tuple[str, NmLayer]]:
-        return ((name, module) for name, module in self.model.named_modules()
-                if isinstance(module, NmLayer))
+        return {name: layer.nm_plan for name, layer in sparse_layers(self.model)}
 
     def _follow(self) -> None:
         """Put every layer into the schedule's present phase."""
@@ -108,7 +103,7 @@ class SparseHandle:
                 layer.adopt(plan, layer.nm_precision)
 
 
-def _scale_of(optimiser: torch.optim.Optimizer) -> float | torch.Tensor:
+def loss_scale_of(optimiser: torch.optim.Optimizer) -> float | torch.Tensor:
     """The loss scale that the optimiser will divide its gradients by, as ``GradScaler`` sets it."""
     scale: float | torch.Tensor | None = getattr(optimiser, "grad_scale", None)
     return 1.0 if scale is None else scale

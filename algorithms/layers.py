@@ -25,7 +25,7 @@ from algorithms.sharded import Shard, as_shard, refuse_shards, sharded_like
 from algorithms.weights import MaskStore, Weight
 from rtl.pattern import NmPattern
 
-__all__ = ["NmConv2d", "NmLayer", "NmLinear"]
+__all__ = ["NmConv2d", "NmLayer", "NmLinear", "sparse_layers"]
 
 _numbers = itertools.count()
 
@@ -294,3 +294,10 @@ class NmConv2d(NmLayer, nn.Conv2d):
         shape = ConvShape(pair, padding, (self.dilation[0], self.dilation[1]), self.groups)
         return nm_conv2d(self._autocast(input), self.weight, self.bias, self, self._nm_number,
                          shape)
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, NmLayer]]:
+    """Dotted name and module of every layer that :func:`algorithms.sparsify` swapped."""
+    for name, module in model.named_modules():
+        if isinstance(module, NmLayer):
+            yield name, module

@@ -40,7 +40,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tenso
 
 @_linear.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:
-    dtype = compute_dtype(x, LAYERS[int(layer)].nm_precision)
+    dtype = compute_dtype(x.dtype, LAYERS[int(layer)].nm_precision)
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
 
@@ -78,7 +78,7 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, layer: int, stride: list[int],
     padding: list[int], dilation: list[int], groups: int,
 ) -> Tensor:
-    dtype = compute_dtype(x, LAYERS[int(layer)].nm_precision)
+    dtype = compute_dtype(x.dtype, LAYERS[int(layer)].nm_precision)
     return F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, dilation, groups)
 
 
@@ -99,7 +99,7 @@ def _(
     needs_bias: bool, size: list[int], stride: list[int], padding: list[int], dilation: list[int],
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    computed = compute_dtype(grad.new_empty(0, dtype=dtype), LAYERS[int(layer)].nm_precision)
+    computed = compute_dtype(dtype, LAYERS[int(layer)].nm_precision)
     like = grad.new_empty(size, dtype=computed) if x is None else x.to(computed)
     dx, dw = convolution_backward(grad.to(computed), like, weight.to(computed),
                                   _shape(stride, padding, dilation, groups), needs_x,

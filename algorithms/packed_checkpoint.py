@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithms.layers import NmLayer
+from algorithms.layers import NmLayer, sparse_layers
 from algorithms.packed_form import OperandForm
 from algorithms.packed_operand import PackedOperand
-from algorithms.swap import sparse_layers
 from rtl.errors import ParameterError, closest
 
 __all__ = ["PackedCheckpoint", "PackedLayer", "pack_model"]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from algorithms.methods.base import Method
 from algorithms.plan import STAGES, LayerPlan
-from rtl.pattern import NmPattern
 
 __all__ = ["LayerReport", "SparsityReport"]
 
@@ -45,7 +44,7 @@ class LayerReport:
             return dict.fromkeys(STAGES, 1.0)
         patterns = self.plan.executed_patterns()
         channels = {"FF": self.shape[1], "BP": self.shape[0] // self.conv_groups}
-        found = {stage: _kept(patterns[stage], size) for stage, size in channels.items()}
+        found = {stage: patterns[stage].kept(size) / size for stage, size in channels.items()}
         return found | {"WU": patterns["WU"].density}
 
     def cells(self) -> tuple[str, ...]:
@@ -57,12 +56,6 @@ class LayerReport:
             passes = [str(pattern) if pattern.is_dense else f"{pattern} {densities[stage]:.1%}"
                       for stage, pattern in self.plan.executed_patterns().items()]
         return self.name or "(model)", self.kind, shape, *passes, self.note
-
-
-def _kept(pattern: NmPattern, channels: int) -> float:
-    if pattern.is_dense:
-        return 1.0
-    return pattern.groups(channels) * pattern.n / channels
 
 
 @dataclass(frozen=True)

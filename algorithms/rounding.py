@@ -9,7 +9,15 @@ from torch import Tensor
 
 from rtl.errors import ParameterError, closest
 
-__all__ = ["PRECISIONS", "Precision", "check_precision", "compute_dtype", "rounded", "rounding"]
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "check_precision",
+    "compute_dtype",
+    "held",
+    "rounded",
+    "rounding",
+]
 
 Precision = Literal["fp16", "native"]
 
@@ -28,16 +36,21 @@ def check_precision(precision: str) -> Precision:
     raise ParameterError("precision", precision, rule, closest(str(precision), PRECISIONS))
 
 
-def compute_dtype(x: Tensor, precision: Precision) -> torch.dtype:
-    """Dtype of operands and result for the input ``x``."""
-    return torch.float32 if precision == "fp16" else x.dtype
+def compute_dtype(dtype: torch.dtype, precision: Precision) -> torch.dtype:
+    """Dtype of operands and result for an input of ``dtype``."""
+    return torch.float32 if precision == "fp16" else dtype
 
 
-def rounding(x: Tensor, precision: Precision) -> torch.dtype:
-    """Dtype to whose values the operands are rounded."""
-    return torch.float16 if precision == "fp16" else x.dtype
+def rounding(dtype: torch.dtype, precision: Precision) -> torch.dtype:
+    """Dtype to whose values the operands are rounded, for an input of ``dtype``."""
+    return torch.float16 if precision == "fp16" else dtype
+
+
+def held(tensor: Tensor, precision: Precision) -> Tensor:
+    """What of an operand outlasts the pass: its FP16 values, in half the memory of float32."""
+    return tensor if precision == "native" else tensor.to(torch.float16)
 
 
 def rounded(tensor: Tensor, precision: Precision) -> Tensor:
     """An activation or gradient as a GEMM reads it: rounded, in the compute dtype."""
-    return tensor if precision == "native" else tensor.to(torch.float16).float()
+    return tensor if precision == "native" else held(tensor, precision).float()

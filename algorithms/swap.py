@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import nn
 
 from algorithms.handle import SparseHandle
-from algorithms.layers import NmConv2d, NmLayer, NmLinear
+from algorithms.layers import NmConv2d, NmLayer, NmLinear, sparse_layers
 from algorithms.masks import apply_mask
 from algorithms.methods.base import Method
 from algorithms.methods.catalogue import get_method
@@ -21,7 +21,7 @@ from algorithms.schedule import Schedule
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern
 
-__all__ = ["plan_model", "sparse_layers", "sparsify", "unsparsify"]
+__all__ = ["plan_model", "sparsify", "unsparsify"]
 
 _SWAPS: dict[type[nn.Module], type[NmLayer]] = {nn.Linear: NmLinear, nn.Conv2d: NmConv2d}
 _ADDED = ("nm_plan", "nm_precision", "_nm_number", "_nm_cached", "_nm_masks", "_nm_buffers",
@@ -148,13 +148,6 @@ def unsparsify(model: nn.Module, prune: bool = False) -> None:
         _become(module, _ORIGINALS[type(module)])
         for name in _ADDED:
             delattr(module, name)
-
-
-def sparse_layers(model: nn.Module) -> Iterator[tuple[str, NmLayer]]:
-    """Dotted name and module of every layer that :func:`sparsify` swapped."""
-    for name, module in model.named_modules():
-        if isinstance(module, NmLayer):
-            yield name, module
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:

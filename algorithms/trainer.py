@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from algorithms.diagnostics.monitor import Monitor, pruned_shares
-from algorithms.handle import SparseHandle
+from algorithms.handle import SparseHandle, loss_scale_of
 from rtl.errors import ParameterError
 
 __all__ = ["SparsityCallback"]
@@ -86,8 +86,7 @@ class SparsityCallback(TrainerCallback):
         self._release()
 
     def _decay(self, optimiser: torch.optim.Optimizer, *_: object) -> None:
-        scale = getattr(optimiser, "grad_scale", None)  # of fused optimisers, which unscale
-        self.handle.before_step(1.0 if scale is None else scale)
+        self.handle.before_step(loss_scale_of(optimiser))
 
     def _release(self) -> None:
         if self._hook is not None:

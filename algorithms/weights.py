@@ -103,7 +103,7 @@ class Weight:
         if of is not None:
             return apply_mask(of, self.masks.get(axis, lambda: self.mask(axis, pattern, of)))
         if magnitudes == "hard" and self.masks.interval == 1:
-            if self._has_kernel(pattern):
+            if supports(self.master, pattern, self.rounding):
                 return self._by_kernel(axis, pattern)
             if select.supports(self.master, pattern, self.rounding, self.dtype):
                 return self._on_gpu(axis, pattern)
@@ -152,9 +152,6 @@ class Weight:
         spread: Tensor = groups.amax(-1, keepdim=True).expand_as(groups).flatten(-2)
         found = spread[..., : lines.shape[-1]].movedim(-1, 1)
         return found if dim == 1 else found.flatten(0, 1)
-
-    def _has_kernel(self, pattern: NmPattern) -> bool:
-        return supports(self.master, pattern, self.rounding)
 
     def _by_kernel(self, axis: Axis, pattern: NmPattern) -> Tensor:
         """:meth:`pruned` in one pass over W."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import LayerPlan, NmLayer, sparse_layers
-from rtl.pattern import NmPattern
 
 __all__ = ["LayerCost", "StepMacs", "layer_costs", "step_macs", "training_macs"]
 
@@ -46,17 +45,12 @@ class LayerCost:
         """A step with the patterns of ``plan``, zero padding included."""
         patterns = plan.executed_patterns()
         inputs, outputs, positions = self.inputs, self.outputs, self.positions
-        forward = positions * outputs * _summed(inputs, patterns["FF"])
-        backward = positions * inputs * _summed(outputs, patterns["BP"])
-        update = inputs * outputs * _summed(positions, patterns["WU"])
+        forward = positions * outputs * patterns["FF"].kept(inputs)
+        backward = positions * inputs * patterns["BP"].kept(outputs)
+        update = inputs * outputs * patterns["WU"].kept(positions)
         dense = positions * inputs * outputs * (2 + self.learns_below)
         executed = forward + update + self.learns_below * backward
         return StepMacs(self.taps * dense, self.taps * executed)
-
-
-def _summed(length: int, pattern: NmPattern) -> int:
-    """Elements that a sum over ``length`` multiplies, zero padding included."""
-    return length if pattern.is_dense else pattern.groups(length) * pattern.n
 
 
 def layer_costs(model: nn.Module, inputs: Tensor) -> list[tuple[NmLayer, LayerCost]]:

@@ -98,7 +98,7 @@ def measure(case: Case, precision: str, repeats: int, method: str = "bdwp") -> T
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; status 1 if a ratio is above its limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=20, help="steps of each; default: 20")
+    parser.add_argument("--repeats", type=int, default=60, help="steps of each; default: 60")
     parser.add_argument("--method", default="bdwp", help="default: bdwp")
     options = parser.parse_args(argv)
     if options.repeats < 1:

@@ -89,6 +89,10 @@ class NmPattern:
         """Number of groups that cover ``length`` elements; the last may be padded with zeros."""
         return -(-length // self.m)
 
+    def kept(self, length: int) -> int:
+        """Elements that a sum over ``length`` multiplies, zero padding included."""
+        return length if self.is_dense else self.groups(length) * self.n
+
     def _grouped(self, operand: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
         """(K, Q) -> (groups, m, Q), zero-padded."""
         k, q = operand.shape

@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from sim.toolchain import (
     ToolError,
@@ -26,7 +29,7 @@ from sim.toolchain import (
     run_tool,
 )
 
-__all__ = ["build_model", "content_key", "run_model"]
+__all__ = ["Sharing", "build_model", "content_key", "run_model"]
 
 # --no-timing: no delays in the design. Fast x: two-state simulation needs no random values.
 _VERILATOR = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal",
@@ -34,7 +37,7 @@ _VERILATOR = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing",
 # The cache is this machine's own, so its own instruction set may be used.
 _CXXFLAGS = ("-march=native",)
 # Every cycle runs what Verilator calls fast; start-up and the run-time library are not worth it.
-_MAKEFLAGS = "OPT_FAST=-O3 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
+_MAKEFLAGS = ("OPT_FAST=-O3", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0")
 
 
 def content_key(*parts: object) -> str:
@@ -55,11 +58,29 @@ def _compiler() -> str:
     return run_tool([find_cxx(), "--version"], "the C++ compiler").splitlines()[0] + march
 
 
-def _sharing(verilog: str) -> list[str]:
-    """Verilator's configuration that gives all instances of a module the same C++ functions.
+class Sharing(NamedTuple):
+    """How Verilator gives all instances of a module the same C++ functions.
 
-    It merges functions that are equal but for the instance. So such a module must stay one, and
-    read its inputs as its own variables (``public``) instead of as the parent's expressions.
+    configuration: text of a file to be read before the Verilog.
+    options: what the command line needs beside it.
+    """
+
+    configuration: str
+    options: tuple[str, ...]
+
+    @classmethod
+    def of(cls, verilog: str) -> Sharing:
+        """For the modules of ``verilog`` that have several instances."""
+        lines = _shared(verilog)
+        # The data-flow optimiser's helper variables have another name in every instance.
+        return cls("\n".join(["`verilator_config", *lines, ""]), ("-fno-dfg",) if lines else ())
+
+
+def _shared(verilog: str) -> list[str]:
+    """Verilator merges functions that are equal but for the instance.
+
+    So a module with several must stay one, and read its inputs as its own variables (``public``)
+    instead of as the parent's expressions.
     """
     lines = []
     for name, body in re.findall(r"^module (\w+)\b(.*?)^endmodule", verilog, re.M | re.S):
@@ -70,6 +91,20 @@ def _sharing(verilog: str) -> list[str]:
             if port not in ("clk", "rst"):
                 lines.append(f'public_flat_rd -module "{name}" -var "{port}"')
     return lines
+
+
+def _keep_runtime(objects: Path, runtime: Path) -> None:
+    """Verilator's run-time library, the same in every model, is compiled once."""
+    found = list(objects.glob("verilated*.o"))
+    if not found or runtime.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=runtime.parent) as name:
+        folder = Path(name) / runtime.name
+        folder.mkdir()
+        for compiled in found:
+            shutil.copyfile(compiled, folder / compiled.name)
+        with suppress(OSError):  # another process was first
+            folder.rename(runtime)
 
 
 def build_model(
@@ -94,16 +129,17 @@ def build_model(
     Raises :class:`ToolError` for a missing tool or a failed build, with the tool's last lines.
     """
     verilator = find_verilator()
-    sharing = _sharing(verilog)
-    # The data-flow optimiser's helper variables have another name in every instance.
+    sharing = Sharing.of(verilog)
     options = [*_VERILATOR, "--top-module", top, *(["--trace-fst"] if trace else []),
-               *(["-fno-dfg"] if sharing else [])]
+               *sharing.options]
     flags = " ".join([*_CXXFLAGS, *(f"-D{define}" for define in defines)])
     files = [harness, *headers]
-    key = content_key(verilog, *(file.read_bytes() for file in files), options, flags,
-                      _MAKEFLAGS, sharing, verilator.version, verilator.source, _compiler())
+    tools = verilator.version, verilator.source, _compiler(), _CXXFLAGS, _MAKEFLAGS
+    key = content_key(verilog, *(file.read_bytes() for file in files), options, flags, sharing,
+                      *tools)
     models = cache_dir() / "models"
     models.mkdir(exist_ok=True)
+    runtime = cache_dir() / f"runtime-{content_key(trace, *tools)}"
     executable = models / key / f"V{top}"
     if executable.is_file():
         return executable
@@ -121,17 +157,22 @@ def build_model(
             (scratch / f"{top}.v").write_text(verilog)
             for file in files:
                 (scratch / file.name).write_bytes(file.read_bytes())
-            (scratch / "sharing.vlt").write_text("\n".join(["`verilator_config", *sharing, ""]))
-            jobs = str(len(os.sched_getaffinity(0)))
-            run_tool(
-                [verilator.executable, "--cc", "--exe", "--build", "-j", jobs, "--Mdir", "obj",
-                 *options, "-CFLAGS", flags, "-MAKEFLAGS", _MAKEFLAGS, "sharing.vlt",
-                 f"{top}.v", harness.name],
-                f"building the Verilator model of {top}",
-                cwd=scratch, environment=verilator.environment(),
-            )
+            (scratch / "sharing.vlt").write_text(sharing.configuration)
+
+            def run(*command: str | Path) -> None:
+                run_tool(command, f"building the Verilator model of {top}", cwd=scratch,
+                         environment=verilator.environment())
+
+            objects = scratch / "obj"
+            run(verilator.executable, "--cc", "--exe", "--Mdir", objects.name, *options,
+                "-CFLAGS", flags, "sharing.vlt", f"{top}.v", harness.name)
+            for compiled in runtime.glob("*.o"):  # newer than the makefile, so up to date
+                shutil.copyfile(compiled, objects / compiled.name)
+            run("make", "-j", str(len(os.sched_getaffinity(0))), "-C", objects.name,
+                "-f", f"V{top}.mk", *_MAKEFLAGS)
+            _keep_runtime(objects, runtime)
             (models / key).mkdir(exist_ok=True)
-            (scratch / "obj" / f"V{top}").rename(executable)
+            (objects / f"V{top}").rename(executable)
     return executable
 
 

@@ -19,13 +19,15 @@ from xml.etree import ElementTree
 from cocotb_tools import config
 from cocotb_tools.runner import Runner, get_runner
 
-from sim.build import content_key
+from sim.build import Sharing, content_key
 from sim.toolchain import ToolError, cache_dir, find_verilator, locked
 
 __all__ = ["CocotbModel"]
 
 _BUILD = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint",
-          "-Wno-style", "-MAKEFLAGS", "OPT_FAST=-O2")
+          "-Wno-style")
+# A bench runs for seconds, in Python for the most part; the chip compiles for a minute as it is.
+_MAKEFLAGS = "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
 _TAIL = 40
 
 
@@ -54,8 +56,9 @@ class CocotbModel:
     def __init__(self, verilog: str, top: str) -> None:
         self._top = top
         verilator = find_verilator()
-        key = content_key(verilog, top, _BUILD, verilator.version, verilator.source,
-                          metadata.version("cocotb"), str(config.base_cocotb_dir))
+        sharing = Sharing.of(verilog)
+        key = content_key(verilog, top, _BUILD, _MAKEFLAGS, sharing, verilator.version,
+                          verilator.source, metadata.version("cocotb"), str(config.base_cocotb_dir))
         models = cache_dir() / "cocotb"
         models.mkdir(exist_ok=True)
         self._folder = models / key
@@ -64,14 +67,16 @@ class CocotbModel:
                 return
             with tempfile.TemporaryDirectory(dir=models) as name:
                 scratch = Path(name)
-                (scratch / f"{top}.v").write_text(verilog)
+                sources = scratch / "sharing.vlt", scratch / f"{top}.v"
+                for source, text in zip(sources, (sharing.configuration, verilog), strict=True):
+                    source.write_text(text)
                 log = scratch / "build.log"
                 with _surroundings(verilator.environment()):
                     try:
                         _runner().build(
-                            sources=[scratch / f"{top}.v"], hdl_toplevel=top,
-                            build_dir=scratch / "build", build_args=list(_BUILD), log_file=log,
-                            timescale=("1ns", "1ns"),
+                            sources=sources, hdl_toplevel=top, build_dir=scratch / "build",
+                            build_args=[*_BUILD, *sharing.options, "-MAKEFLAGS", _MAKEFLAGS],
+                            log_file=log, timescale=("1ns", "1ns"),
                         )
                     except (RuntimeError, SystemExit) as failure:
                         raise ToolError(_tail(f"building {top} for cocotb", log)) from failure

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from algorithms.diagnostics.table import aligned
 from algorithms.handle import SparseHandle
-from algorithms.swap import sparse_layers
+from algorithms.layers import sparse_layers
 from rtl.errors import ParameterError
 
 __all__ = ["ChurnReport", "MaskChange", "MaskChurn"]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from algorithms.diagnostics.table import aligned
 from algorithms.handle import SparseHandle
-from algorithms.layers import NmLayer
-from algorithms.swap import sparse_layers
+from algorithms.layers import NmLayer, sparse_layers
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE
 

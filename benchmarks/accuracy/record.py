@@ -47,8 +47,6 @@ class Spec(BaseModel):
         default_factory=dict, description="Shares of the schedule: warmup, gradual, tail.")
     recipe: dict[str, float] = Field(
         default_factory=dict, description="What differs from the task's recipe.")
-    rules: dict[str, str] = Field(
-        default_factory=dict, description="Layers by name with a pattern of their own.")
 
     @property
     def key(self) -> str:
@@ -82,7 +80,6 @@ def make_spec(
     precision: Literal["native", "fp16"] = "native",
     options: Mapping[str, float | int | str] | None = None,
     phases: Mapping[str, float] | None = None, recipe: Mapping[str, float] | None = None,
-    rules: Mapping[str, str] | None = None,
 ) -> Spec:
     """A legal spec in which nothing is said that has no effect, so that equal runs are equal.
 
@@ -108,7 +105,6 @@ def make_spec(
         options=dict(options or {}),
         phases={name: share for name, share in (phases or {}).items() if share},
         recipe=dict(recipe or {}),
-        rules=dict(rules or {}),
     )
     if set(made.phases) - {"warmup", "gradual", "tail"}:
         raise ParameterError("phases", sorted(made.phases), "must be warmup, gradual or tail")

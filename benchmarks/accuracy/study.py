@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms import LayerPlan, NmLayer, Rules, sparsify
+from algorithms import LayerPlan, NmLayer, sparsify
 from benchmarks.accuracy.catalogue import get_task
 from benchmarks.accuracy.record import Outcome, Record, Spec, pack_bits
 from benchmarks.accuracy.tasks import Task
@@ -41,8 +40,7 @@ def train_run(spec: Spec, seed: int, data: Path | None = None, device: str = "cp
     task, recipe = get_task(spec.task, data), spec.make_recipe()
     with reproducible(seed):
         model = task.model(spec.width, seed).to(device)
-        rules = cast(Rules, spec.rules)  # of its selectors, names only
-        handle = sparsify(model, spec.make_method(), spec.pattern, rules,
+        handle = sparsify(model, spec.make_method(), spec.pattern,
                           gradient=spec.gradient, precision=spec.precision,
                           schedule=spec.make_schedule())
         optimiser = recipe.make_optimiser(model)

@@ -198,7 +198,7 @@ def _list_table(
 
 
 def _is_plain(spec: Spec) -> bool:
-    return not (spec.options or spec.phases or spec.recipe or spec.rules)
+    return not (spec.options or spec.phases or spec.recipe)
 
 
 def _inference(spec: Spec) -> str:

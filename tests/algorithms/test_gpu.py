@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms import NmLinear, apply_mask, nm_mask, sparsify
+from algorithms import NmLinear, apply_mask, nm_mask, sparsify, weights
 from algorithms.gpu import launch, select, semi_structured
 from algorithms.gpu.semi_structured import Backend, Product, backend_of, route
 from algorithms.weights import C_IN, C_OUT, MaskStore, Weight
@@ -113,7 +113,7 @@ class Launches:
         monkeypatch.setattr(select, "supports", lambda *_: True)
         monkeypatch.setattr(select, "prune", self.prune)
         monkeypatch.setattr(select, "prune_both", self.prune_both)
-        monkeypatch.setattr(Weight, "_has_kernel", lambda *_: False)
+        monkeypatch.setattr(weights, "supports", lambda *_: False)
 
     def prune(self, source: Tensor, pattern: NmPattern, view: select.View, rounding: torch.dtype,
               dtype: torch.dtype) -> Tensor:

@@ -86,6 +86,23 @@ def test_a_model_is_built_once_and_runs(harness: Path) -> None:
     assert left == {first.parent.name, f"{first.parent.name}.lock"}, "no scratch stays"
 
 
+def test_the_run_time_library_is_compiled_once(
+    harness: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs: list[str] = []
+
+    def note(*arguments: Any, **options: Any) -> str:
+        logs.append(run_tool(*arguments, **options))
+        return logs[-1]
+
+    build._compiler()
+    monkeypatch.setattr(build, "run_tool", note)
+    for count in (4, 6):
+        model = build_model(LEAF + TOP, "top", harness, defines=[f"CYCLES={count}"])
+        assert lines(model) == [f"sum {2 * count}", "done"]
+    assert ["verilated.cpp" in log for log in logs[1::2]] == [True, False]
+
+
 def test_a_harness_may_stand_under_a_path_with_a_space(harness: Path, tmp_path: Path) -> None:
     (tmp_path / "my tests").mkdir()
     moved = harness.rename(tmp_path / "my tests" / "harness.cpp")
@@ -115,7 +132,7 @@ def test_instances_share_their_code(harness: Path, monkeypatch: pytest.MonkeyPat
         ])
         model = build_model(leaf + top, "top", harness, defines=["CYCLES=3"])
         assert lines(model) == [f"sum {3 * sum(parts) % 256}", "done"]
-    few, many = sizes
+    few, many = sizes[1::2]  # after the compiler
     assert 0 < many < 2 * few
 
 
@@ -170,7 +187,7 @@ def test_two_builders_of_one_model_build_it_once(
 
     def pretend(command: list[object], what: str, *, cwd: Path, environment: object) -> str:
         built.append(what)
-        (cwd / "obj").mkdir()
+        (cwd / "obj").mkdir(exist_ok=True)
         (cwd / "obj" / "Vtop").write_text("model")
         return ""
 
@@ -179,7 +196,7 @@ def test_two_builders_of_one_model_build_it_once(
     with ThreadPoolExecutor() as pool:
         calls = [pool.submit(build_model, LEAF, "top", harness) for _ in range(4)]
     assert len({call.result() for call in calls}) == 1
-    assert built == ["building the Verilator model of top"]
+    assert built == ["building the Verilator model of top"] * 2, "Verilator, then the compiler"
 
 
 def test_the_key_sees_every_part() -> None:
