@@ -3,7 +3,8 @@
 ``python -m benchmarks.step_speed`` times whole steps (forward, backward, SGD with momentum) of
 single layers and of the small ResNet-9, dense and BDWP 2:8 in turn, and prints the ratios. On a CPU
 no product gets cheaper, so a ratio of 1 is the goal: what is above it are the masks, made once a
-step, and in precision ``fp16`` the rounding of activations and gradients.
+step. The limits are for precision ``native``, which computes what the dense layer does; ``fp16``
+also rounds activations and gradients as the accelerator would, which the dense layer does not.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def _resnet9() -> nn.Module:
     return get_workload("resnet9").model("small", 0)
 
 
+_ROUND = 10
+
 CASES = (
     Case("conv 512 x 512, 3 x 3, on 4 x 4", lambda: nn.Conv2d(512, 512, 3, padding=1),
          lambda: torch.randn(BATCH, 512, 4, 4), 1.05),
@@ -80,17 +83,21 @@ def _step(model: nn.Module, inputs: Tensor, optimiser: torch.optim.Optimizer) ->
 
 
 def measure(case: Case, precision: str, repeats: int, method: str = "bdwp") -> Timing:
-    """Time ``repeats`` steps of both, after two that warm up."""
+    """Time ``repeats`` steps of both, with new models every tenth.
+
+    Where in memory a model happens to lie changes its speed by several per cent.
+    """
     torch.manual_seed(0)
-    inputs, runs = case.inputs().requires_grad_(case.alone), []
-    for name in ("dense", method):
-        model = case.model()
-        if name != "dense":
-            rules = {"*": "2:8"} if case.alone else None
-            sparsify(model, name, "2:8", rules, precision=precision)
-        runs.append((model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)))
-    times = [[_step(model, inputs, optimiser) for model, optimiser in runs]
-             for _ in range(repeats + 2)][2:]
+    times: list[tuple[float, float]] = []
+    for done in range(0, repeats, _ROUND):
+        inputs = case.inputs().requires_grad_(case.alone)
+        dense, sparse = case.model(), case.model()
+        sparsify(sparse, method, "2:8", {"*": "2:8"} if case.alone else None, precision=precision)
+        optimisers = [torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+                      for model in (dense, sparse)]
+        both = [(_step(dense, inputs, optimisers[0]), _step(sparse, inputs, optimisers[1]))
+                for _ in range(2 + min(_ROUND, repeats - done))]
+        times += both[2:]  # two warm up
     return Timing(tuple(pair[0] for pair in times), tuple(pair[1] for pair in times))
 
 
@@ -98,7 +105,7 @@ def measure(case: Case, precision: str, repeats: int, method: str = "bdwp") -> T
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; status 1 if a ratio is above its limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=60, help="steps of each; default: 60")
+    parser.add_argument("--repeats", type=int, default=100, help="steps of each; default: 100")
     parser.add_argument("--method", default="bdwp", help="default: bdwp")
     options = parser.parse_args(argv)
     if options.repeats < 1:
@@ -112,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for case in CASES:
         native, fp16 = (measure(case, precision, options.repeats, options.method)
                         for precision in ("native", "fp16"))
-        worst = max(worst, native.ratio / case.limit, fp16.ratio / case.limit)
+        worst = max(worst, native.ratio / case.limit)
         table.add_row(case.name, f"{min(native.dense) * 1e3:.1f}", f"{native.ratio:.3f}x",
                       f"{fp16.ratio:.3f}x", f"{case.limit:.2f}x")
     stdout().print(table)
-    print("every ratio within its limit" if worst <= 1 else "a ratio is above its limit")
+    print("every native ratio within its limit" if worst <= 1
+          else "a native ratio is above its limit")
     return int(worst > 1)
 
 
