@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from algorithms import sparsify
+from algorithms import get_method, sparsify
 from benchmarks.console import one_line_errors, stdout
 from benchmarks.registry import get_workload
 from rtl.errors import ParameterError
@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.repeats < 1:
         raise ParameterError("--repeats", options.repeats, "must be at least 1", 1)
+    get_method(options.method, "--method")
     torch.set_num_threads(min(THREADS, os.cpu_count() or 1))
     table = Table(title=f"Step of {options.method} 2:8 over a dense step, batch {BATCH}, "
                         f"{torch.get_num_threads()} CPU threads")
