@@ -1,8 +1,9 @@
 """The compiled CPU kernel: N:M masks and pruned weights, each in one pass over memory.
 
 Results equal those of :func:`algorithms.masks.nm_mask_eager` bit for bit, whatever the number of
-threads (at most ``torch.get_num_threads()``). Where no library was built, :func:`available` is
-false and every other function raises :class:`RuntimeError`.
+threads (at most ``torch.get_num_threads()``; they are PyTorch's, and like its own operators do not
+outlive a fork). Where no library was built, :func:`available` is false and every other function
+raises :class:`RuntimeError`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The compiled kernel against eager PyTorch, bit for bit, and both against the numpy pattern."""
 
 import re
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -37,6 +38,12 @@ def canonical(values: Tensor, rounding: torch.dtype) -> Tensor:
     bits = values.to(rounding).float().view(torch.int32)
     made = torch.where(values.signbit(), -0x400000, 0x7FC00000).to(torch.int32)
     return torch.where(values.isnan(), made, bits)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other compilers may have no OpenMP")
+def test_the_kernel_was_built() -> None:
+    """Or else every test of it would be skipped, and masks made slowly, without a word."""
+    assert kernels.available()
 
 
 class Case(NamedTuple):
