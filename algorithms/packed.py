@@ -113,7 +113,7 @@ def save_packed(
             aliases[name] = first
     contents = _Contents(version=VERSION, layers=layers, aliases=aliases)
     text = contents.model_dump_json(by_alias=True)
-    _write(Path(path), tensors, {"format": "pt", METADATA: text})
+    _write(Path(path), tensors, {METADATA: text})  # one entry: several come in random order
     return checkpoint
 
 

@@ -255,5 +255,6 @@ def test_later_training_does_not_reach_a_packed_model() -> None:
 def test_a_checkpoint_can_be_written_again(tmp_path: Path) -> None:
     save: Callable[[nn.Module | PackedCheckpoint, Path], PackedCheckpoint] = save_packed
     save(sparse_network("2:8"), tmp_path / "a")
-    save(load_packed(tmp_path / "a"), tmp_path / "b")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for _ in range(8):  # safetensors writes several metadata entries in a new order each time
+        save(load_packed(tmp_path / "a"), tmp_path / "b")
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -1,15 +1,18 @@
 """``nmsat cosim`` and ``nmsat bench`` from training to JSON, on the RTL of the 4 x 4 chip."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import cosim
+from benchmarks.cosim import Cosim
 from benchmarks.resnet9_digits import ResNet9Digits
 from benchmarks.workload import Trained
-from compiler.chip.machine import Machine
+from compiler.chip.training_step import TrainingStep
 from nmsat import cli
 from rtl.pattern import NmPattern
 from sim.toolchain import ToolError
@@ -21,8 +24,9 @@ COSIM_KEYS = [
 TRAIN_KEYS = ["method", "pattern", "seed", "epochs", "metric", "train_mac_ratio"]
 QUICK = ["--arch", "tiny", "--size", "tiny"]
 
-
 _train = ResNet9Digits.fit
+_run = cosim.cosim_step
+_steps: dict[tuple[int, ...], Cosim] = {}
 
 
 @functools.cache
@@ -31,14 +35,22 @@ def train_once(method: str, pattern: NmPattern, seed: int, size: str) -> Trained
     return _train(ResNet9Digits(), method, pattern, 1, seed, size)
 
 
+def step_once(name: str, step: TrainingStep, *others: Any) -> Cosim:
+    """One run of the RTL a program, shared by the tests likewise."""
+    if step.program not in _steps:
+        _steps[step.program] = _run(name, step, *others)
+    return _steps[step.program]
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder, and training that takes little time."""
+    """A working folder, and training and steps that take little time."""
 
     def fit(self: ResNet9Digits, method: str, pattern: NmPattern, **options: object) -> Trained:
         return train_once(method, pattern, options["seed"], options["size"])
 
     monkeypatch.setattr(ResNet9Digits, "fit", fit)
+    monkeypatch.setattr(cosim, "cosim_step", step_once)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -85,10 +97,11 @@ def test_bench_joins_training_and_cosim_and_judges_the_claim(
 def test_disagreement_is_reported_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def three(golden: Machine, rtl: Machine) -> tuple[int, int]:
-        return 3, 1000
+    def three(*arguments: Any) -> Cosim:
+        run = step_once(*arguments)
+        return dataclasses.replace(run, result=run.result.model_copy(update={"mismatches": 3}))
 
-    monkeypatch.setattr(cosim, "differing_words", three)
+    monkeypatch.setattr(cosim, "cosim_step", three)
     assert cli.run(["cosim", "resnet9", *QUICK, "--json", "step.json"]) == 1
     assert capsys.readouterr().err == "nmsat: RTL and golden model differ in 3 words of memory\n"
     assert json.loads(Path("step.json").read_text())["mismatches"] == 3
