@@ -360,7 +360,7 @@ def run_checks(rank: int, folder: Path) -> None:
     """Every check on this rank; the failures go to ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank,
-                            world_size=RANKS, timeout=datetime.timedelta(seconds=60))
+                            world_size=RANKS, timeout=datetime.timedelta(minutes=5))
     failures = {}
     for name, function in CHECKS.items():
         try:

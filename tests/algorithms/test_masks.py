@@ -47,7 +47,7 @@ def operands(draw: st.DrawFn) -> tuple[npt.NDArray[np.float16], NmPattern]:
     return rng.integers(0, 2**16, (k, q), np.uint16).view(np.float16), pattern
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(operands())
 def test_mask_equals_the_shared_pattern_and_the_rank_rule_on_both_axes(
     case: tuple[npt.NDArray[np.float16], NmPattern],

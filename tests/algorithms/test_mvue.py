@@ -80,7 +80,7 @@ def test_mean_variance_and_frequencies_of_a_million_draws(text: str) -> None:
     assert abs(float(error.mean()) - closed) <= chance_of_error + 1e-5 * closed
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(PATTERNS), st.integers(0, 2**32 - 1), st.floats(0.0, 12.0))
 def test_evenly_spread_numbers_select_each_element_as_often_as_its_probability(
     pattern: NmPattern, seed: int, spread: float
@@ -104,7 +104,7 @@ def bisected(magnitude: list[float], n: int) -> list[float]:
     return [min(1.0, x / high) for x in magnitude]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(PATTERNS), st.integers(0, 2**32 - 1), st.floats(0.0, 4.0), st.data())
 def test_no_other_probabilities_have_less_variance(
     pattern: NmPattern, seed: int, spread: float, data: st.DataObject

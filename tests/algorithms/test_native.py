@@ -105,7 +105,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @native
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_masks_and_pruned_weights_equal_eager_bit_for_bit(case: Case) -> None:
     expected = case.expected()
@@ -118,7 +118,7 @@ def test_masks_and_pruned_weights_equal_eager_bit_for_bit(case: Case) -> None:
                        canonical(kept, case.rounding))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases(), st.sampled_from([*DTYPES, torch.float64]), st.integers(0, 2))
 def test_eager_equals_the_rank_rule_for_every_rounding(
     case: Case, rounding: torch.dtype, dim: int

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -239,8 +238,6 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from nmsat.cli import run; run(['--help']); "
         "sys.exit(bool({'torch', 'amaranth', 'numpy'} & set(sys.modules)))"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True,
                           env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == 0
-    assert time.perf_counter() - start < 5

@@ -44,7 +44,7 @@ def test_panels(columns: int, panels: int) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_round_trip(pattern: NmPattern, k: int, q: int, seed: int) -> None:
     """Unpacked is what the pattern packs, for whole chunks and for sizes that leave some over."""

@@ -203,7 +203,7 @@ def random_block(architecture: Architecture, rng: np.random.Generator, wild: flo
     return block
 
 
-@settings(max_examples=25, deadline=None, phases=PHASES)
+@settings(max_examples=25, phases=PHASES)
 @given(seed=st.integers(0, 2**32 - 1), which=st.sampled_from(range(len(ARCHITECTURES))),
        stalls=st.sampled_from((0.0, 0.3, 0.8)), delay=st.sampled_from((1, 4, 40)))
 def test_random_programs(seed: int, which: int, stalls: float, delay: int) -> None:

@@ -23,7 +23,7 @@ def model() -> StreamModel:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1), st.integers(0, 200), st.integers(0, 511))
 def test_transposes(
     model: StreamModel, blocks: int, seed: int, stall_in: int, stall_out: int

@@ -59,7 +59,7 @@ def complete(bench: DispatchBench, run: Run) -> None:
                           if word & 0xFF == HOST.opcode]
 
 
-@settings(max_examples=8, deadline=None, phases=PHASES)
+@settings(max_examples=8, phases=PHASES)
 @given(
     seed=st.integers(0, 2**32 - 1), waits=st.sampled_from((0.1, 0.4, 1.0)),
     bus_bytes=st.sampled_from((32, 64, 128)),

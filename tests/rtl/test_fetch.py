@@ -80,7 +80,7 @@ class Bench:
         simulator.run()
 
 
-@settings(max_examples=20, deadline=None, phases=PHASES)
+@settings(max_examples=20, phases=PHASES)
 @given(
     bus_bytes=st.sampled_from((32, 64, 128)), seed=st.integers(0, 2**32 - 1),
     stalls=st.sampled_from((0.0, 0.3, 0.8)), reader=st.sampled_from((0.0, 0.3, 0.9)),

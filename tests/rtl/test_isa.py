@@ -42,7 +42,7 @@ def place(instruction: Instruction, name: str) -> int:
 
 
 @EACH
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=st.data())
 def test_round_trips(instruction: Instruction, drawn: st.DataObject) -> None:
     """Word, decoded fields, text and word again; the hardware's layout sees the same fields."""
@@ -72,7 +72,7 @@ def test_defaults(instruction: Instruction) -> None:
 
 
 @EACH
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(drawn=st.data())
 def test_reserved_bits(instruction: Instruction, drawn: st.DataObject) -> None:
     """Any bit beyond the fields makes the word illegal, also beyond the word."""
@@ -101,7 +101,7 @@ CHECKED = [(one, field) for one in INSTRUCTIONS for field in one.all_fields
 
 @pytest.mark.parametrize(("instruction", "field"), CHECKED,
                          ids=[f"{one.mnemonic}.{field.name}" for one, field in CHECKED])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(drawn=st.data())
 def test_fields_beyond_their_rule(
     instruction: Instruction, field: Field, drawn: st.DataObject

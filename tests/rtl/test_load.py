@@ -73,7 +73,7 @@ def test_random_programs(name: str) -> None:
     """Instructions back to back, legal or not, whatever stalls."""
     total = 0
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(PROGRAMS, st.sampled_from(list(STALLS)), st.integers(0, 1 << 30))
     def compare(program: list[Decoded], stall: str, seed: int) -> None:
         nonlocal total

@@ -30,7 +30,7 @@ def weights(sizes: tuple[int, int, int], seed: int) -> np.ndarray[
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SIZES, st.integers(0, 2**32 - 1))
 def test_unpacked_is_the_masked_tensor(
     pattern: NmPattern, backward: bool, sizes: tuple[int, int, int], seed: int

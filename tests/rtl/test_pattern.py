@@ -46,7 +46,7 @@ def selected(group: list[int], n: int) -> list[int]:
     return sorted(kept)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(operands())
 def test_pack_and_mask(case: tuple[Half, NmPattern]) -> None:
     """Values, indices and mask of every group, padding included."""

@@ -118,7 +118,7 @@ often = st.sampled_from([0, 3, 30, 120, 200])
 shy = st.sampled_from([0, 256])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(), st.integers(0, 2**32 - 1), st.tuples(often, often, often), st.tuples(shy, shy))
 def test_stalls(
     model: StreamModel, chunks: list[tuple[Words, NmPattern]], seed: int,

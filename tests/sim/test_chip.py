@@ -102,7 +102,7 @@ def doubled(chip: Chip) -> bool:
 # Programs.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     model=st.sampled_from([MemoryModel.fixed(1), FIXED, MemoryModel.paper(TINY)]),
     waits=st.sampled_from(Waits), length=st.integers(1, LENGTH), seed=st.integers(0, 2**32 - 1),

@@ -37,7 +37,7 @@ def halves(rows: st.SearchStrategy[int], cols: st.SearchStrategy[int]) -> st.Sea
     return hnp.arrays(np.uint16, shapes).map(lambda bits: bits.view(np.float16))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), k=st.integers(1, 20),
        pattern=st.sampled_from(["dense", "1:2", "2:4", "2:8", "3:8", "1:16"]))
 def test_equals_the_scalar_reference_on_any_bits(data: st.DataObject, k: int, pattern: str) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from compiler.array.gemm import run_mapping
@@ -71,7 +71,7 @@ def test_every_mapping(size: tuple[int, int, int, int], name: str, pattern: NmPa
         check(name, mapping, seed)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120)
 @given(
     name=st.sampled_from(sorted(ARCHITECTURES)), batch=st.integers(1, 9), p=st.integers(1, 20),
     q=st.integers(1, 20), k=st.integers(1, 80), pattern=st.sampled_from(PATTERNS),
@@ -105,7 +105,7 @@ def test_small_gemms_leave_no_sum_idle(pattern: NmPattern) -> None:
     check("tiny", best, seed=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(sorted(ARCHITECTURES)), seed=st.integers(0, 2**32 - 1),
        pattern=st.sampled_from(PATTERNS))
 def test_any_strides(name: str, seed: int, pattern: NmPattern) -> None:

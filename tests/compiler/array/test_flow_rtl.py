@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from compiler.array.layout import assemble, build
@@ -86,7 +86,7 @@ def flow(tiles: tuple[Tile, ...]) -> Flow:
     ))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     data=st.data(), name=st.sampled_from(sorted(ARCHITECTURES)),
     dataflow=st.sampled_from(["ws", "os"]), pattern=st.sampled_from(PATTERNS),

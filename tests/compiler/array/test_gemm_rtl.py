@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from compiler.array.gemm import run_gemm, run_mapping
@@ -61,7 +61,7 @@ def test_every_pattern_and_mapping(pattern: NmPattern, size: tuple[int, int, int
         check("tiny", mapping, normal(seed, p, k), normal(seed + 100, k, q))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(
     name=st.sampled_from(sorted(ARCHITECTURES)), p=st.integers(1, 70), q=st.integers(1, 40),
     k=st.integers(1, 150), pattern=st.sampled_from(PATTERNS), choice=st.integers(0, 4),

@@ -20,7 +20,7 @@ SMALL_BUFFERS = Architecture(name="blocks", rows=4, cols=4, w2e_words=16, n2s_wo
                              out_words=64)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(p=st.integers(1, 300), q=st.integers(1, 90), k=st.integers(1, 700),
        pattern=st.sampled_from(["dense", "2:4", "2:8", "8:16", "1:16"]), batch=st.integers(1, 5))
 def test_pieces_cover_every_result_and_every_group_once(
@@ -36,7 +36,7 @@ def test_pieces_cover_every_result_and_every_group_once(
         assert (seen == shape.groups).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(p=st.integers(1, 200), q=st.integers(1, 60), k=st.integers(1, 300),
        pattern=st.sampled_from(["dense", "2:4", "2:8", "8:16", "1:16"]), batch=st.integers(1, 5))
 def test_segments_fit_the_buffers(p: int, q: int, k: int, pattern: str, batch: int) -> None:

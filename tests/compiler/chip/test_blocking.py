@@ -118,7 +118,7 @@ def test_256_cubed_on_8x8_is_near_the_bound(pattern: NmPattern | None) -> None:
     assert total <= 1.05 * max(compute, memory)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(p=st.integers(1, 400), panels=st.integers(1, 40), chunks=st.integers(1, 60),
        pattern=st.sampled_from(["dense", "2:4", "2:8", "8:16", "1:16"]),
        architecture=st.sampled_from(ARCHITECTURES))

@@ -85,7 +85,7 @@ def run_forward(geometry: ConvGeometry, pattern: NmPattern | None, name: str, se
     assert not y.load_padded(image)[..., geometry.c_out :].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometry=geometries(), pattern=st.sampled_from((None, *PATTERNS)),
        name=st.sampled_from(sorted(ARCHITECTURES)), seed=SEEDS, biased=st.booleans(),
        added=st.booleans(), relu=st.booleans())
@@ -96,7 +96,7 @@ def test_forward(geometry: ConvGeometry, pattern: str | None, name: str, seed: i
     run_forward(geometry, chosen, name, seed, biased, added, relu)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometry=geometries(), pattern=st.sampled_from((None, *PATTERNS)),
        name=st.sampled_from(sorted(ARCHITECTURES)), seed=SEEDS, added=st.booleans(),
        gated=st.booleans())
@@ -128,7 +128,7 @@ def test_backward(geometry: ConvGeometry, pattern: str | None, name: str, seed: 
     assert not dx.load_padded(image)[..., geometry.c_in :].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometry=geometries(), pattern=st.sampled_from((None, "1:2", *PATTERNS[1:])),
        name=st.sampled_from(sorted(ARCHITECTURES)), seed=SEEDS, overflows=st.booleans())
 def test_weight_update(geometry: ConvGeometry, pattern: str | None, name: str, seed: int,

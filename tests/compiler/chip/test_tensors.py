@@ -27,7 +27,7 @@ def image(words: int) -> Image:
     return Image(np.zeros((words + 8) * WORD_BYTES, np.uint8), [0, 4 * WORD_BYTES])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(taps=st.integers(1, 5), c_in=st.integers(1, 40), c_out=st.integers(1, 70),
        half=st.booleans(), group=st.integers(1, 4))
 def test_matrices_come_back_and_lie_where_they_say(taps: int, c_in: int, c_out: int, half: bool,

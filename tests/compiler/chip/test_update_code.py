@@ -80,7 +80,7 @@ PAIRS = st.one_of(st.sampled_from(PATTERNS).map(lambda pattern: (pattern, patter
                   st.tuples(st.sampled_from(PATTERNS), st.sampled_from(PATTERNS)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=MATRICES, patterns=PAIRS, seed=SEEDS, wide=st.booleans(), momentum=st.booleans(),
        decay=st.booleans())
 def test_sgd(sizes: tuple[int, int, int], patterns: tuple[str, str], seed: int, wide: bool,
@@ -96,7 +96,7 @@ def test_sgd(sizes: tuple[int, int, int], patterns: tuple[str, str], seed: int, 
     update.check(weights, [] if state is None else [state])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=MATRICES, patterns=PAIRS, seed=SEEDS, wide=st.booleans(), step=st.integers(1, 999))
 def test_adamw(sizes: tuple[int, int, int], patterns: tuple[str, str], seed: int, wide: bool,
                step: int) -> None:
@@ -198,7 +198,7 @@ def _activations(rng: np.random.Generator, bench: ChipRun, sizes: tuple[int, int
     return tensors, [rng.standard_normal(sizes).astype(np.float16) for _ in range(count)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7),
                        st.sampled_from([1, 15, 16, 17, 40, 100, 1100])), seed=SEEDS)
 def test_bias_gradient_and_squared_error(sizes: tuple[int, int, int, int], seed: int) -> None:

@@ -298,7 +298,7 @@ def test_script_without_a_guard_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("from compiler.explore.fan_out import fan_out\nfrom operator import add\n"
                       "print(fan_out(add, 1, [1, 2], workers=2))\n")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600,
                           env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     assert "ParameterError: workers=2: a worker process ended too early" in done.stderr

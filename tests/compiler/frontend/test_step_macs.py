@@ -142,7 +142,7 @@ def stacks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return model, x
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(stacks())
 def test_random_stacks_have_the_macs_that_torch_counts(stack: tuple[nn.Module, Tensor]) -> None:
     model, x = stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_tiling import MACHINES, PATTERNS, variants
 
@@ -25,9 +25,6 @@ problems = st.builds(
     epilogue_words=st.integers(0, 1), result_bytes=st.sampled_from((2, 4)),
 )
 PAPER = Target.of(PRESETS["paper"])
-
-
-@settings(deadline=None)
 @given(machines, problems)
 def test_no_tiling_of_the_space_is_better_than_the_one_found(
     machine: Architecture, problem: Problem
@@ -40,9 +37,6 @@ def test_no_tiling_of_the_space_is_better_than_the_one_found(
               for tiling in tilings(variant)]
     assert others
     assert cycles <= min(others) * (1 + CLOSE) ** 2
-
-
-@settings(deadline=None)
 @given(machines, problems)
 def test_one_dataflow_is_never_better_than_the_choice(
     machine: Architecture, problem: Problem
@@ -53,9 +47,6 @@ def test_one_dataflow_is_never_better_than_the_choice(
         only = best_tiling(target, problem, dataflow)
         assert only.tiling.dataflow == dataflow
         assert only.tiling.cost.cycles >= best / (1 + CLOSE) ** 2
-
-
-@settings(deadline=None)
 @given(problems)
 def test_the_bound_does_not_exceed_what_the_resources_need(problem: Problem) -> None:
     bound = lower_bound(PAPER, problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.array.mapping import GemmShape, Mapping
@@ -44,9 +44,6 @@ def variants(target: Target, problem: Problem) -> list[Tiling]:
     made.append(Tiling(target, problem, True, machine.interleave * ceil_div(
         min(problem.p, machine.out_words), machine.interleave), machine.cols, problem.groups))
     return made
-
-
-@settings(deadline=None)
 @given(machines, problems)
 def test_array_cycles_are_those_of_the_tiles_in_their_order(
     machine: Architecture, problem: Problem
@@ -68,9 +65,6 @@ def test_array_cycles_are_those_of_the_tiles_in_their_order(
                     runs += [Run(False, n, passes, 1, number == len(pieces) - 1)
                              for number, passes in enumerate(pieces)]
             assert tiling.array_cycles == Flow(tuple(runs)).cycles(machine)
-
-
-@settings(deadline=None)
 @given(machines, problems)
 def test_a_tiling_counts_the_tiles_that_the_array_mapping_has(
     machine: Architecture, problem: Problem
@@ -83,9 +77,6 @@ def test_a_tiling_counts_the_tiles_that_the_array_mapping_has(
                           variant.interleave_rows, variant.paired,
                           machine.interleave if variant.paired else 1)
         assert variant.tiles == sum(mapping.run(piece).tiles for piece in mapping.pieces())
-
-
-@settings(deadline=None)
 @given(machines, problems)
 def test_blocks_fit_the_buffers_and_double_buffers_hold_two(
     machine: Architecture, problem: Problem
@@ -116,9 +107,6 @@ def walked_trips(tiling: Tiling) -> tuple[float, float]:
                     held[name] = block
     a, b = ("outer", "inner") if tiling.rows_outer else ("inner", "outer")
     return loads[a] / rows, loads[b] / columns
-
-
-@settings(deadline=None)
 @given(machines, problems)
 def test_traffic_is_what_a_walk_over_the_blocks_loads(
     machine: Architecture, problem: Problem
