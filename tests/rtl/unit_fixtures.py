@@ -1,4 +1,4 @@
-"""Fixtures of the RTL tests: floating-point units as native executables."""
+"""Fixtures of the RTL tests, a plugin of pytest: floating-point units as native executables."""
 
 from __future__ import annotations
 
