@@ -1,8 +1,10 @@
 """``nmsat cosim`` and ``nmsat bench`` from training to JSON, on the RTL of the 4 x 4 chip."""
 
-import dataclasses
+from __future__ import annotations
+
 import functools
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from benchmarks import cosim
 from benchmarks.cosim import Cosim
 from benchmarks.resnet9_digits import ResNet9Digits
 from benchmarks.workload import Trained
+from compiler.chip.machine import GoldenMachine
 from compiler.chip.training_step import TrainingStep
 from nmsat import cli
 from rtl.pattern import NmPattern
+from sim.chip import MemoryModel
 from sim.toolchain import ToolError
 
 COSIM_KEYS = [
@@ -94,14 +98,32 @@ def test_bench_joins_training_and_cosim_and_judges_the_claim(
     assert "speed-up over dense" in Path("results/bench.txt").read_text()
 
 
+class Faulty(GoldenMachine):
+    """In place of the RTL: the right words, but for three."""
+
+    chip: Any
+
+    def __init__(self, step: TrainingStep, model: MemoryModel) -> None:
+        super().__init__(step)
+        self.chip.counters = functools.partial(defaultdict, lambda: 1)
+
+    def __enter__(self) -> Faulty:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def step(self, *arguments: Any) -> float:
+        loss = super().step(*arguments)
+        self.image.memory[:12:4] ^= 1
+        return loss
+
+
 def test_disagreement_is_reported_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def three(*arguments: Any) -> Cosim:
-        run = step_once(*arguments)
-        return dataclasses.replace(run, result=run.result.model_copy(update={"mismatches": 3}))
-
-    monkeypatch.setattr(cosim, "cosim_step", three)
+    monkeypatch.setattr(cosim, "cosim_step", _run)
+    monkeypatch.setattr(cosim, "RtlMachine", Faulty)
     assert cli.run(["cosim", "resnet9", *QUICK, "--json", "step.json"]) == 1
     assert capsys.readouterr().err == "nmsat: RTL and golden model differ in 3 words of memory\n"
     assert json.loads(Path("step.json").read_text())["mismatches"] == 3
