@@ -1,165 +1,55 @@
-"""Co-simulation: a whole training step of a trained network on the RTL of the chip.
+"""Co-simulation: train a workload, then run one more of its training steps on the RTL.
 
-The step is compiled to one program (:mod:`compiler.chip.training_step`) and runs on two machines,
-the golden interpreter and the Verilated chip with a model of its memory. Afterwards their memories
-are compared word for word: activations, gradients, updated weights, optimiser state, packed weights
-of the next step, and the program itself.
+Networks that the chip's program generator takes run as one program on the chip
+(:mod:`benchmarks.chip_step`), all others product by product on the array
+(:mod:`benchmarks.array_step`); the workload says which.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
-import numpy as np
-from rich.console import Group
-from rich.table import Table
-from torch import Tensor
+from rich.console import RenderableType
 
 from algorithms.rules import as_pattern
+from benchmarks import array_step, chip_step
 from benchmarks.progress import Reporter, Silent
 from benchmarks.registry import get_workload
 from benchmarks.results import CosimResult
-from benchmarks.training import reproducible
 from benchmarks.workload import Trained, Workload
-from compiler.array import lowering
-from compiler.chip.host import from_device
-from compiler.chip.machine import GoldenMachine, Machine, RtlMachine, differing_words
-from compiler.chip.optimisers import Sgd
-from compiler.chip.training_step import Layer, TrainingStep, compile_step, require_method
+from compiler.chip.training_step import require_method
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
-from sim.chip import Chip, MemoryModel
-from sim.chip_cycles import predict
-from sim.golden import Yardstick
 
-__all__ = [
-    "BATCH", "Cosim", "build_chip", "cosim", "cosim_step", "cosim_trained", "predicted_cycles",
-    "train",
-]
-
-BATCH = 16
-"""Examples in the training step that runs on the RTL: few, for time's sake."""
-
-_RATE, _MOMENTUM, _DECAY = 0.01, 0.9, 5e-4
-_PAGE = 4096
+__all__ = ["RtlStep", "build", "cosim", "cosim_trained", "predicted_cycles", "train"]
 
 
-@dataclass(frozen=True)
-class Cosim:
-    """A co-simulated training step: its sum, the program, and what the chip counted."""
+class RtlStep(Protocol):
+    """A step that ran on the RTL, whichever part of it."""
 
-    result: CosimResult
-    step: TrainingStep
-    model: MemoryModel
-    counters: dict[str, int]
-    loss: float
+    @property
+    def result(self) -> CosimResult:
+        """The sum over the step."""
 
     @property
     def utilisation(self) -> float:
-        """Executed MACs over R * C * RTL cycles, memory and update included."""
-        return self.counters["macs"] / (self.step.architecture.pes * self.result.rtl_cycles)
+        """Executed MACs over R * C * RTL cycles."""
 
-    def table(self) -> Group:
-        """What the chip did, and below it every stop for the host with its bytes."""
-        result, counters = self.result, self.counters
-        table = Table(title=f"{result.workload}: one training step on the RTL of the chip")
-        table.add_column("figure")
-        table.add_column("value", justify="right")
-
-        def line(name: str, value: str) -> None:
-            table.add_row(name, value)
-
-        line("GEMMs", str(result.gemms))
-        line("instructions", f"{counters['instructions']:,}")
-        line("RTL cycles", f"{result.rtl_cycles:,}")
-        line("cycle model", f"{result.model_cycles:,}")
-        line("MACs executed", f"{counters['macs']:,}")
-        line("MACs skipped by N:M", f"{counters['macs_skipped']:,}")
-        line("utilisation", f"{self.utilisation:.1%}")
-        for unit in ("load", "compute", "vector", "store"):
-            busy, wait = (counters[f"{unit}_{what}"] for what in ("busy", "wait"))
-            line(f"{unit.upper()} busy / waiting for others", f"{busy:,} / {wait:,}")
-        bus = self.step.architecture.bus_bytes
-        for way in ("read", "write"):
-            line(f"bytes {'read' if way == 'read' else 'written'}",
-                 f"{counters[f'{way}_beats'] * bus:,}")
-        line("memory words compared", f"{result.elements:,}")
-        line("mismatches", f"{result.mismatches:,}")
-        line("weight gradients vs FP64: RTL", f"{result.max_rel_error_vs_fp64:.1e}")
-        line("weight gradients vs FP64: PyTorch", f"{result.torch_rel_error_vs_fp64:.1e}")
-        return Group(table, _host_table(self.step))
+    def table(self) -> RenderableType:
+        """What ran, for a terminal."""
 
 
-def _host_table(step: TrainingStep) -> Table | str:
-    if not step.points:
-        return "No host points: the step is one uninterrupted program."
-    table = Table(title=f"{len(step.points)} host points")
-    table.add_column("point")
-    table.add_column("operators")
-    table.add_column("bytes", justify="right")
-    for point in step.points:
-        table.add_row(point.name, point.operators, f"{point.bytes:,}")
-    table.add_section()
-    table.add_row("all", "", f"{sum(point.bytes for point in step.points):,}")
-    return table
-
-
-def build_chip(arch: Architecture, progress: Reporter) -> None:
-    """Build the RTL of ``arch``; callers do it before they train, so that a missing tool shows.
+def build(workload: Workload, arch: Architecture, progress: Reporter) -> None:
+    """Build the RTL that a step needs; callers do it before they train, so that a missing tool
+    shows.
 
     Raises :class:`sim.toolchain.ToolError` when it cannot be built.
     """
-    with progress.task(f"RTL of {arch.name}", None) as advance:
-        Chip(arch, _PAGE, progress=lambda note: advance(0, note)).close()
-
-
-def cosim_step(
-    name: str, step: TrainingStep, images: Tensor, targets: Tensor, model: MemoryModel,
-    stop: Callable[[str], None] | None = None,
-) -> Cosim:
-    """Run one step on both machines and compare."""
-    start = time.perf_counter()
-    golden = GoldenMachine(step)
-    golden.step(images, targets)
-    with RtlMachine(step, model) as rtl:
-        loss = rtl.step(images, targets, stop)
-        counters = rtl.chip.counters()
-        mismatches, words = differing_words(golden, rtl)
-        rtl_error, torch_error = (
-            max(errors) for errors in zip(*(_errors(layer, step, rtl) for layer in step.layers),
-                                          strict=True)
-        )
-    predicted = predict(step.program, step.architecture, model, step.bases)
-    gemms = sum(section.name.split()[-1] in ("FF", "BP", "WU") for section in step.sections)
-    result = CosimResult(
-        workload=name, gemms=gemms, elements=words, mismatches=mismatches,
-        max_rel_error_vs_fp64=rtl_error, torch_rel_error_vs_fp64=torch_error,
-        rtl_cycles=counters["cycles"], model_cycles=predicted.cycles,
-        seconds=time.perf_counter() - start,
-    )
-    return Cosim(result, step, model, counters, loss)
-
-
-def _errors(layer: Layer, step: TrainingStep, machine: Machine) -> tuple[float, float]:
-    """Errors of the weight gradient in device memory and of PyTorch's for the same operands.
-
-    Where dY was sampled, the same draw is in both.
-    """
-    node, image = layer.node, machine.image
-    x = from_device(image, step.values[node.input], node.input)
-    dy = (from_device(image, step.gradients[node.output], node.output) if layer.sample is None
-          else layer.sample.load(image))
-    if x.dim() == 2:
-        x = x[:, :, None, None]
-    if dy.dim() == 2:
-        dy = dy[:, :, None, None]
-    operands = lowering.weight_update(x, dy, node.conv)
-    yardstick = Yardstick.of(operands.a.numpy(), operands.b.numpy())
-    got = layer.weight.gradient.load(image)
-    return (yardstick.error(np.asarray(got).reshape(yardstick.exact.shape)),
-            yardstick.error(operands.torch_c.contiguous().numpy()))
+    if workload.engine == "chip":
+        chip_step.build_chip(arch, progress)
+    else:
+        array_step.build_array(arch, progress)
 
 
 def train(
@@ -182,43 +72,34 @@ def train(
 def cosim_trained(
     workload: Workload, trained: Trained, arch: Architecture, size: str, seed: int = 0,
     progress: Reporter | None = None,
-) -> Cosim:
-    """One more training step of a trained model, on ``BATCH`` training examples, on the chip."""
-    batch = workload.batch(size, BATCH, seed)
-    progress = progress or Silent()
-    with reproducible(seed), progress.task(f"{workload.name} on the RTL", None) as advance:
-        step = compile_step(
-            trained.model, batch.inputs, arch, optimiser=Sgd(_RATE, _MOMENTUM, _DECAY),
-            loss=workload.score_loss, loss_scale=trained.loss_scale, seed=seed,
-        )
-        return cosim_step(workload.name, step, batch.inputs, batch.targets,
-                          MemoryModel.paper(arch), lambda name: advance(0, name))
+) -> RtlStep:
+    """One more training step of a trained model, on ``step_batch`` training examples."""
+    run = chip_step.chip_step if workload.engine == "chip" else array_step.array_step
+    return run(workload, trained, arch, size, seed, progress)
 
 
 def predicted_cycles(
     workload: Workload, trained: Trained, arch: Architecture, size: str, batch: int
 ) -> int:
-    """Cycles of a training step of ``batch`` examples, by the cycle model."""
-    model = MemoryModel.paper(arch)
-    step = compile_step(
-        trained.model, workload.batch(size, batch).inputs, arch, loss=workload.score_loss,
-        optimiser=Sgd(_RATE, _MOMENTUM, _DECAY), loss_scale=trained.loss_scale,
-    )
-    return predict(step.program, arch, model, step.bases).cycles
+    """Cycles of a training step of ``batch`` examples, memory and updates included, by the model
+    of the chip's programs or, for workloads of the array, of the compiler's schedule."""
+    predict = (chip_step.predicted_cycles if workload.engine == "chip"
+               else array_step.predicted_cycles)
+    return predict(workload, trained, arch, size, batch)
 
 
 def cosim(
     name: str, *, pattern: NmPattern, arch: Architecture, size: str = "tiny", seed: int = 0,
     progress: Reporter | None = None, method: str | None = None,
     gradient: str | NmPattern = "1:2",
-) -> Cosim:
+) -> RtlStep:
     """Train a workload, then one step on the RTL.
 
     ``method`` is BDWP by default, or dense for the dense pattern; ``gradient`` the pattern of dY in
     WU, for methods that sample it.
 
     Raises :class:`rtl.errors.ParameterError` for an unknown workload, size or method, a method that
-    the chip does not train or a pattern that the array cannot run,
+    the chip does not train (the array trains all) or a pattern that the array cannot run,
     :class:`sim.toolchain.ToolError` when the RTL cannot be built.
     """
     progress = progress or Silent()
@@ -226,8 +107,9 @@ def cosim(
     pattern.require_hardware()
     sampled = as_pattern(gradient, "gradient").require_hardware("gradient")
     chosen = method or ("dense" if pattern.is_dense else "bdwp")
-    require_method(chosen)
+    if workload.engine == "chip":
+        require_method(chosen)
     workload.check_size(size, trained=True)
-    build_chip(arch, progress)
+    build(workload, arch, progress)
     trained = train(workload, chosen, pattern, size, [seed], progress, sampled)[0]
     return cosim_trained(workload, trained, arch, size, seed, progress)

@@ -1,7 +1,7 @@
 """GEMM by GEMM: a real training step on the RTL of the array, checked against the golden model.
 
-Unlike the chip's programs (:mod:`benchmarks.cosim`) this runs the GEMMs of every training method,
-in both dataflows: ``python -m benchmarks.gemm_cosim --method bdwp+wu``.
+Unlike the chip's programs (:mod:`benchmarks.chip_step`) this runs the GEMMs of every method, in
+both dataflows: ``python -m benchmarks.gemm_cosim --method bdwp+wu``.
 
 The step is captured from PyTorch (:mod:`compiler.array.capture`), each GEMM is mapped with the
 fewest predicted cycles, run on the Verilated RTL, and compared bit for bit. What the array does not
@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from rich.console import RenderableType
 from rich.table import Table
 
 from algorithms import METHODS
@@ -34,7 +36,10 @@ from rtl.pattern import NmPattern
 from sim import golden
 from sim.engine import RtlEngine
 
-__all__ = ["Cosim", "GemmCheck", "cosim_gemms"]
+__all__ = ["Cosim", "GemmCheck", "check_gemm", "cosim_gemms", "summary"]
+
+Half = npt.NDArray[np.float16]
+Single = npt.NDArray[np.float32]
 
 _BATCH = 16
 
@@ -58,6 +63,12 @@ class GemmCheck:
         return self.mapping.utilisation(self.rtl_cycles)
 
     @property
+    def elements(self) -> int:
+        """Elements of C that were compared."""
+        shape = self.mapping.shape
+        return shape.batch * shape.p * shape.q
+
+    @property
     def pattern(self) -> str:
         """The pattern, and the zero channels that fill each tap's last group if there are any."""
         padding = f", +{self.padded_channels} channels" if self.padded_channels else ""
@@ -79,7 +90,7 @@ class Cosim:
         pes = self.checks[0].mapping.architecture.pes
         return macs / (pes * self.result.rtl_cycles)
 
-    def table(self) -> Table:
+    def table(self) -> RenderableType:
         """A line a GEMM and their sum."""
         table = Table(title=f"{self.result.workload}: one training step on the RTL")
         table.add_column("GEMM")
@@ -88,10 +99,11 @@ class Cosim:
             table.add_column(name, justify="right")
         for check in self.checks:
             shape = check.mapping.shape
+            times = f"{shape.batch} x " if shape.batch > 1 else ""
             table.add_row(
-                check.gemm, f"{shape.p} x {shape.q} x {shape.k}", check.pattern,
+                check.gemm, f"{times}{shape.p} x {shape.q} x {shape.k}", check.pattern,
                 check.mapping.dataflow.upper(), f"{check.rtl_cycles:,}",
-                f"{check.model_cycles:,}", f"{check.utilisation:.1%}", f"{shape.p * shape.q:,}",
+                f"{check.model_cycles:,}", f"{check.utilisation:.1%}", f"{check.elements:,}",
                 str(check.mismatches), f"{check.rtl_error:.1e}", f"{check.torch_error:.1e}",
             )
         total = self.result
@@ -105,15 +117,26 @@ class Cosim:
         return table
 
 
+def check_gemm(
+    name: str, mapping: Mapping, a: Half, b: Half, c: Single, torch_c: Single, cycles: int,
+    padded_channels: int = 0,
+) -> GemmCheck:
+    """Hold what the RTL made of A (..., P, K) and B (..., K, Q) in ``cycles`` against the golden
+    model, and both it and PyTorch's result against FP64."""
+    mismatches, errors = 0, (0.0, 0.0)
+    matrices = (one.reshape(-1, *one.shape[-2:]) for one in (a, b, c, torch_c))
+    for left, right, got, other in zip(*matrices, strict=True):
+        want = golden.gemm(left, right, mapping.shape.pattern)
+        yardstick = golden.Yardstick.of(left, right, mapping.shape.pattern)
+        mismatches += int(np.count_nonzero(got.view(np.uint32) != want.view(np.uint32)))
+        errors = (max(errors[0], yardstick.error(got)), max(errors[1], yardstick.error(other)))
+    return GemmCheck(name, mapping, padded_channels, cycles, mapping.cycles(), mismatches, *errors)
+
+
 def _check(gemm: Gemm, mapping: Mapping, engine: RtlEngine) -> GemmCheck:
     c, cycles, _ = run_mapping(mapping, gemm.a, gemm.b, engine)
-    want = golden.gemm(gemm.a, gemm.b, gemm.pattern)
-    yardstick = golden.Yardstick.of(gemm.a, gemm.b, gemm.pattern)
-    return GemmCheck(
-        gemm.name, mapping, gemm.padded_channels, cycles, mapping.cycles(),
-        int(np.count_nonzero(c.view(np.uint32) != want.view(np.uint32))),
-        yardstick.error(c), yardstick.error(gemm.torch_c),
-    )
+    return check_gemm(gemm.name, mapping, gemm.a, gemm.b, c, gemm.torch_c, cycles,
+                      gemm.padded_channels)
 
 
 def cosim_gemms(name: str, captured: Captured, engine: RtlEngine) -> Cosim:
@@ -132,16 +155,19 @@ def cosim_gemms(name: str, captured: Captured, engine: RtlEngine) -> Cosim:
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = list(pool.map(lambda plan: _check(plan[0], plan[1], engine), plans))
-    return Cosim(_summary(name, checks, time.perf_counter() - start), tuple(checks),
+    return Cosim(summary(name, checks, time.perf_counter() - start), tuple(checks),
                  captured.unsupported)
 
 
-def _summary(name: str, checks: list[GemmCheck], seconds: float) -> CosimResult:
+def summary(
+    name: str, checks: Sequence[GemmCheck], seconds: float, elements: int = 0, mismatches: int = 0,
+) -> CosimResult:
+    """The sum over all GEMMs; ``elements`` were compared beside theirs."""
     return CosimResult(
         workload=name,
         gemms=len(checks),
-        elements=sum(check.mapping.shape.p * check.mapping.shape.q for check in checks),
-        mismatches=sum(check.mismatches for check in checks),
+        elements=elements + sum(check.elements for check in checks),
+        mismatches=mismatches + sum(check.mismatches for check in checks),
         max_rel_error_vs_fp64=max(check.rtl_error for check in checks),
         torch_rel_error_vs_fp64=max(check.torch_error for check in checks),
         rtl_cycles=sum(check.rtl_cycles for check in checks),

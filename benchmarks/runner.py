@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from benchmarks.cosim import BATCH, Cosim, build_chip, cosim_trained, predicted_cycles, train
+from benchmarks.cosim import RtlStep, build, cosim_trained, predicted_cycles, train
 from benchmarks.progress import Reporter, Silent
 from benchmarks.registry import get_workload
 from benchmarks.results import BenchRow
@@ -60,7 +60,8 @@ class BenchReport:
         line("GEMMs on the RTL", *(str(row.gemms) for row in rows))
         line("RTL cycles", *(f"{row.rtl_cycles:,}" for row in rows))
         line("cycle model", *(f"{row.model_cycles:,}" for row in rows))
-        line(f"speed-up over dense, batch {BATCH}, RTL", *(f"{row.speedup:.2f}x" for row in rows))
+        batch = get_workload(first.workload).step_batch
+        line(f"speed-up over dense, batch {batch}, RTL", *(f"{row.speedup:.2f}x" for row in rows))
         line(f"speed-up over dense, batch {first.train_batch}, model",
              *(f"{row.train_batch_speedup:.2f}x" for row in rows))
         line("utilisation", *(f"{row.utilisation:.1%}" for row in rows))
@@ -103,7 +104,8 @@ def bench(
     for workload in workloads:
         workload.check_size(size, trained=True)
     pattern.require_hardware()
-    build_chip(arch, progress)
+    for workload in workloads:
+        build(workload, arch, progress)
     seeds = list(range(1 if quick else SEEDS))
     report = BenchReport()
     for workload in workloads:
@@ -124,7 +126,7 @@ def bench(
 
 
 def _row(
-    workload: Workload, trained: list[Trained], step: Cosim, train_batch_cycles: int, size: str,
+    workload: Workload, trained: list[Trained], step: RtlStep, train_batch_cycles: int, size: str,
     arch: Architecture, seeds: list[int],
 ) -> BenchRow:
     values = [run.result.metric.value for run in trained]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -85,8 +86,13 @@ class Workload(ABC):
     trainable: ClassVar[tuple[str, ...]] = ("tiny", "small")
     """Sizes that can be trained here; the others are compiled and costed only."""
 
+    engine: ClassVar[Literal["chip", "array"]] = "chip"
+    """Which RTL runs its training step: the chip, as one program, or the array, product by product,
+    for models that the chip's program generator does not take."""
     train_batch: ClassVar[int]
     """Examples of a training step in the workload's own recipe."""
+    step_batch: ClassVar[int] = 16
+    """Examples in the training step that runs on the RTL: few, for time's sake."""
 
     @abstractmethod
     def model(self, size: str, seed: int) -> nn.Module:
@@ -163,6 +169,11 @@ class Workload(ABC):
         (loss * loss_scale).backward()  # type: ignore[no-untyped-call]
         model.train(was_training)
         return loss.item()
+
+    def step(self, model: nn.Module, batch: Batch, loss_scale: float) -> list[Tensor]:
+        """What runs on the RTL of the array: a training step. Returns what is compared beside the
+        gradients, the loss."""
+        return [torch.tensor(self.training_step(model, batch, loss_scale))]
 
     def check_size(self, size: str, trained: bool = False) -> str:
         """``size`` if it exists and, with ``trained``, can be trained."""

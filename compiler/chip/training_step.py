@@ -26,6 +26,7 @@ from compiler.chip.host import Contribution, HostPoint, HostRuntime, Loss, Sampl
 from compiler.chip.loss_code import emit_bias_gradient, emit_squared_error
 from compiler.chip.network import GemmNode, HostNode, Network, Value, trace
 from compiler.chip.optimisers import Optimiser
+from compiler.chip.parameters import place_vector, place_weight
 from compiler.chip.tensors import (
     Activation,
     Image,
@@ -303,34 +304,14 @@ class _Planner:
         geometry = ConvGeometry(node.conv, read.batch, read.height, read.width, read.channels,
                                 made.channels)
         sizes = geometry.taps, geometry.c_in, geometry.c_out
-        weights = Region.WEIGHTS
-        matrix, group = Matrix(*sizes), gradient_group(self.architecture)
-        dense_bp = read != self.network.input and patterns["BP"] == DENSE
-        half = packed_ff = packed_bp = None
-        if patterns["FF"] == DENSE or dense_bp:
-            half = self._place(weights, f"{name}.half", Matrix(*sizes, half=True))
-        if patterns["FF"] != DENSE:
-            packed_ff = self._place(weights, f"{name}.ff", PackedWeights(*sizes, patterns["FF"]))
-        if patterns["BP"] != DENSE and read != self.network.input:
-            packed_bp = self._place(weights, f"{name}.bp",
-                                    PackedWeights(*sizes, patterns["BP"], backward=True))
-        weight = Parameter(
-            self._place(weights, f"{name}.weight", matrix),
-            self._place(Region.ACTIVATIONS, f"{name}.gradient", Matrix(*sizes, group=group)),
-            tuple(self._place(weights, f"{name}.state{n}", matrix)
-                  for n in range(self.optimiser.states)),
-            half, tuple(p for p in (packed_ff, packed_bp) if p is not None),
-        )
-        bias = None
-        if module.bias is not None:
-            vector = Vector(geometry.c_out)
-            bias = Parameter(
-                self._place(weights, f"{name}.bias", vector),
-                self._place(Region.ACTIVATIONS, f"{name}.bias_gradient", vector),
-                tuple(self._place(weights, f"{name}.bias_state{n}", vector)
-                      for n in range(self.optimiser.states)),
-            )
-        ff, bp = packed_ff or half, packed_bp or half or packed_ff
+        backward = None if read == self.network.input else patterns["BP"]
+        weight = place_weight(self.space, name, sizes, patterns["FF"], backward,
+                              states=self.optimiser.states, group=gradient_group(self.architecture))
+        bias = None if module.bias is None else place_vector(
+            self.space, f"{name}.bias", geometry.c_out, states=self.optimiser.states)
+        copies = {one.backward: one for one in weight.packed}
+        ff = copies.get(False, weight.half)
+        bp = copies.get(True, weight.half or ff)
         if ff is None or bp is None:
             raise AssertionError("a layer without weights")
         return Layer(node, geometry, weight, bias, ff, bp, self._sample(node, geometry))

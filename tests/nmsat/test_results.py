@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cosim
-from benchmarks.cosim import Cosim
+from benchmarks import chip_step
+from benchmarks.chip_step import ChipStep
 from benchmarks.resnet9_digits import ResNet9Digits
 from benchmarks.workload import Trained
 from compiler.chip.machine import GoldenMachine
@@ -29,8 +29,8 @@ TRAIN_KEYS = ["method", "pattern", "seed", "epochs", "metric", "train_mac_ratio"
 QUICK = ["--arch", "tiny", "--size", "tiny"]
 
 _train = ResNet9Digits.fit
-_run = cosim.cosim_step
-_steps: dict[tuple[int, ...], Cosim] = {}
+_run = chip_step.cosim_step
+_steps: dict[tuple[int, ...], ChipStep] = {}
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def train_once(method: str, pattern: NmPattern, seed: int, size: str) -> Trained
     return _train(ResNet9Digits(), method, pattern, 1, seed, size)
 
 
-def step_once(name: str, step: TrainingStep, *others: Any) -> Cosim:
+def step_once(name: str, step: TrainingStep, *others: Any) -> ChipStep:
     """One run of the RTL a program, shared by the tests likewise."""
     if step.program not in _steps:
         _steps[step.program] = _run(name, step, *others)
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return train_once(method, pattern, options["seed"], options["size"])
 
     monkeypatch.setattr(ResNet9Digits, "fit", fit)
-    monkeypatch.setattr(cosim, "cosim_step", step_once)
+    monkeypatch.setattr(chip_step, "cosim_step", step_once)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -122,8 +122,8 @@ class Faulty(GoldenMachine):
 def test_disagreement_is_reported_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cosim, "cosim_step", _run)
-    monkeypatch.setattr(cosim, "RtlMachine", Faulty)
+    monkeypatch.setattr(chip_step, "cosim_step", _run)
+    monkeypatch.setattr(chip_step, "RtlMachine", Faulty)
     assert cli.run(["cosim", "resnet9", *QUICK, "--json", "step.json"]) == 1
     assert capsys.readouterr().err == "nmsat: RTL and golden model differ in 3 words of memory\n"
     assert json.loads(Path("step.json").read_text())["mismatches"] == 3
@@ -135,7 +135,7 @@ def test_failed_build_shows_the_last_lines_and_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise ToolError("building failed with status 1; its last lines:\nboom")
 
-    monkeypatch.setattr(cosim, "Chip", fail)
+    monkeypatch.setattr(chip_step, "Chip", fail)
     arguments = ["bench", "resnet9", "--quick", *QUICK, "-o", "results", "--json", "rows.json"]
     assert cli.run(arguments) == 2
     captured = capsys.readouterr()
