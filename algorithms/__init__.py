@@ -12,6 +12,7 @@ from algorithms.report import LayerReport, SparsityReport
 from algorithms.rules import Rules, Size
 from algorithms.schedule import Schedule
 from algorithms.swap import plan_model, sparsify, unsparsify
+from rtl.errors import ParameterError, closest
 
 __all__ = [
     "METHODS",
@@ -23,6 +24,7 @@ __all__ = [
     "NmConv2d",
     "NmLayer",
     "NmLinear",
+    "ParameterError",
     "PassPlan",
     "Rules",
     "Schedule",
@@ -30,6 +32,7 @@ __all__ = [
     "SparseHandle",
     "SparsityReport",
     "apply_mask",
+    "closest",
     "decay_pruned",
     "get_method",
     "nm_mask",

@@ -22,8 +22,8 @@ class StepMacs(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Executed MACs over dense ones."""
-        return self.executed / self.dense
+        """Executed MACs over dense ones, 1 where there are none."""
+        return self.executed / self.dense if self.dense else 1.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class LayerCost:
     inputs, outputs: channels of a convolution group. positions: output positions of the whole
     batch, over which WU sums. taps: kernel taps times convolution groups.
     learns_below: whether anything before the layer needs an input gradient.
+    learns: whether its weights do; frozen ones have no WU.
     """
 
     inputs: int
@@ -40,6 +41,7 @@ class LayerCost:
     positions: int
     taps: int
     learns_below: bool
+    learns: bool = True
 
     def macs(self, plan: LayerPlan) -> StepMacs:
         """A step with the patterns of ``plan``, zero padding included."""
@@ -48,8 +50,8 @@ class LayerCost:
         forward = positions * outputs * patterns["FF"].kept(inputs)
         backward = positions * inputs * patterns["BP"].kept(outputs)
         update = inputs * outputs * patterns["WU"].kept(positions)
-        dense = positions * inputs * outputs * (2 + self.learns_below)
-        executed = forward + update + self.learns_below * backward
+        dense = positions * inputs * outputs * (1 + self.learns + self.learns_below)
+        executed = forward + self.learns * update + self.learns_below * backward
         return StepMacs(self.taps * dense, self.taps * executed)
 
 
@@ -66,7 +68,8 @@ def layer_costs(model: nn.Module, inputs: Tensor) -> list[tuple[NmLayer, LayerCo
         groups = layer.conv_groups
         found.append((layer, LayerCost(
             columns, rows // groups, out.numel() // rows,
-            torch.Size(kernel).numel() * groups, args[0].requires_grad)))
+            torch.Size(kernel).numel() * groups, args[0].requires_grad,
+            layer.weight.requires_grad)))
 
     hooks = [layer.register_forward_hook(note) for _, layer in sparse_layers(model)]
     was_training = model.training

@@ -22,7 +22,8 @@ from rtl.pattern import NmPattern
 
 __all__ = ["COMPILED", "Source", "source"]
 
-COMPILED = (*CATALOGUE, "llama-adapter")
+LANGUAGE = ("llama-adapter", "llama-adapter-v2", "mathcoder", "csv")
+COMPILED = (*CATALOGUE, *LANGUAGE)
 """Workloads that can be compiled."""
 
 
@@ -31,20 +32,24 @@ class Source:
     """A model with example inputs.
 
     ``pruned``: globs of layers that are pruned although they would stay dense by default.
+    ``training`` is off for what only ever runs forward.
     """
 
     name: str
     model: nn.Module
     examples: tuple[Any, ...]
     pruned: tuple[str, ...] = ()
+    training: bool = True
 
     def compiled(
-        self, *, method: str = "bdwp", pattern: str | NmPattern = "2:8", **options: Any
+        self, *, method: str = "bdwp", pattern: str | NmPattern = "2:8", training: bool = True,
+        **options: Any
     ) -> Compiled:
         """The model through :func:`compiler.pipeline.compile_model`."""
         rules: Rules = dict.fromkeys(self.pruned, pattern)
         return compile_model(self.model, *self.examples, method=method, pattern=pattern,
-                             rules=rules, name=self.name, **options)
+                             rules=rules, name=self.name, training=training and self.training,
+                             **options)
 
 
 def source(
@@ -68,13 +73,11 @@ def source(
         with torch.device("meta"):
             model = entry.build(size)
         return Source(name, model, (entry.example(size, batch, "meta"),))
-    if name == "llama-adapter":
-        from models.llama_adapter import example, llama_adapter
+    if name in LANGUAGE:
+        from benchmarks.llm.sources import MADE  # transformers takes seconds to import
 
         with torch.device("meta"):
-            model = llama_adapter(size, 0)
-        # The first linear layer is not the first layer: that is an embedding.
-        return Source(name, model, (example(size, batch, device="meta"),), ("*.q_proj",))
+            return MADE[name](size, batch)
     known = f"must be one of {', '.join(COMPILED)}, or package.module:factory"
     if name in NAMES:
         known = f"is not available in this version, which has: {', '.join(COMPILED)}"

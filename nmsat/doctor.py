@@ -92,6 +92,12 @@ def _headers() -> Check:
                  "waveforms (--trace)", fix)
 
 
+def _sandbox() -> Check:
+    from models.math.sandbox import INSTALL, isolation_available
+
+    return Check("sandbox", isolation_available(), False, "code of language models", INSTALL)
+
+
 def _size(folder: os.PathLike[str]) -> str:
     total = sum(
         os.lstat(os.path.join(base, name)).st_size
@@ -115,6 +121,7 @@ def check_all(progress: Callable[[str], None] | None = None) -> list[Check]:
         _tool("Yosys >= 0.40", "writes Verilog", lambda: find_yosys(progress)),
         _tool("cache folder", "keeps prepared tools and models", lambda: _size(cache_dir())),
         _headers(),
+        _sandbox(),
     ]
     checks.append(Check("pytest", _package("pytest"), False, "tests", "pip install -e '.[test]'"))
     return checks

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from rich.console import Console
 
-from benchmarks import ablation, llama_step, networks, ports, replay
-from benchmarks.sources import source
+from benchmarks import ablation, networks, ports, replay
+from benchmarks.llm import full_size
+from benchmarks.sources import LANGUAGE, source
 from compiler.ir import Update
 from compiler.schedule.attribution import attribute
 
@@ -106,19 +107,39 @@ def test_tables_have_a_row_a_network(
         assert all(name in captured.get() for name in networks.NETWORKS)
 
 
+def stages_of(workload: str) -> dict[str, full_size.Stage]:
+    """Stages of a language workload at full size by name."""
+    return {stage.name: stage for stage in full_size.stages(
+        full_size.compiled_workload(workload))}
+
+
 def test_llama_7b_with_an_adapter_has_the_flop_of_the_reference() -> None:
     """53.88 TFLOP for 4 x 512 tokens on a frozen base: no WU, 3.48x if MACs were all."""
-    compiled, _ = llama_step.compiled_step()
-    result = compiled.result
-    assert round(2 * result.totals.dense_macs / 1e12, 2) == 53.88
-    assert {row.stage for row in result.layers} == {"FF", "BP"}
-    assert result.totals.dense_macs / compiled.sparse.macs == pytest.approx(3.48, abs=0.01)
-    assert result.totals.speedup > 0.99 * 3.48
-    table = llama_step.stage_table(result)
-    assert table.row_count == 3
+    found = stages_of("llama-adapter")
+    assert {name: round(stage.flop / 1e12, 2) for name, stage in found.items()} == {
+        "FF": 27.64, "BP": 26.24, "all": 53.88}
+    dense, executed = found["all"].macs
+    assert dense / executed == pytest.approx(3.48, abs=0.01)
+    cycles = found["all"].cycles
+    assert cycles[0] / cycles[1] > 0.99 * 3.48
 
 
-@pytest.mark.parametrize("name", ["resnet9", "llama-adapter"])
+def test_generation_has_a_prefill_and_a_token() -> None:
+    """A token multiplies by all weights for 8 rows, where prefill has 8 x 512."""
+    found = stages_of("csv")
+    assert list(found) == ["prefill", "token", "all"]
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    head, attention = 32000 * 4096, 32 * 4096 * 2
+    assert found["token"].macs[0] == 8 * (weights + head + attention * 513)
+    assert found["prefill"].macs[0] == 8 * (512 * (weights + attention * 512) + head)
+    assert found["all"].macs[0] == found["token"].macs[0] + found["prefill"].macs[0]
+    # Memory, not MACs, bounds a token; packed weights are shorter all the same.
+    prefill, token = (found[name].cycles[0] / found[name].cycles[1]
+                      for name in ("prefill", "token"))
+    assert 2 < token < prefill < 4
+
+
+@pytest.mark.parametrize("name", ["resnet9", *LANGUAGE])
 def test_a_source_makes_no_weights(name: str) -> None:
     made = source(name, "tiny")
     assert all(parameter.is_meta for parameter in made.model.parameters())
