@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.console import Group
@@ -222,8 +223,8 @@ def predicted_cycles(
     """Cycles of a step of ``batch`` examples as the compiler schedules it."""
     result = trained.result
     sparse = result.pattern != "dense"
+    options: dict[str, Any] = {} if result.gradient == "dense" else {"gradient": result.gradient}
     compiled = source(workload.name, size, batch).compiled(
         arch=arch, method=result.method if sparse else "dense",
-        pattern=result.pattern if sparse else "2:8",
-        **({"gradient": result.gradient} if result.gradient != "dense" else {}))
+        pattern=result.pattern if sparse else "2:8", training=True, **options)
     return compiled.result.totals.cycles

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.resnet9_digits import ResNet9Digits
+from functools import cache
+from importlib import import_module
+
 from benchmarks.workload import Workload
 from rtl.errors import ParameterError, closest
 
@@ -14,17 +16,31 @@ NAMES = (
 )
 """All names of the command-line contract, available or not."""
 
-WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in (ResNet9Digits(),)}
-"""The workloads of this version."""
+WORKLOADS = {
+    "resnet9": ("benchmarks.resnet9_digits", "ResNet9Digits"),
+    "llama-adapter": ("benchmarks.llm.workload", "LlamaAdapter"),
+    "llama-adapter-v2": ("benchmarks.llm.workload", "LlamaAdapterV2"),
+    "mathcoder": ("benchmarks.math.workload", "MathCoder"),
+    "csv": ("benchmarks.math.workload", "CsvVoting"),
+}
+"""The workloads of this version by name: module and class, imported when asked for, since
+transformers alone takes seconds."""
 
 
 def get_workload(name: str, parameter: str = "workload") -> Workload:
     """The workload called ``name``; raises :class:`ParameterError` naming ``parameter``."""
     if name in WORKLOADS:
-        return WORKLOADS[name]
+        return _made(name)
     available = ", ".join(WORKLOADS)
     nearest = closest(str(name), WORKLOADS) or next(iter(WORKLOADS))
     if name in NAMES:
         rule = f"is not available in this version, which has: {available}"
         raise ParameterError(parameter, name, rule, nearest)
     raise ParameterError(parameter, name, f"must be one of {available}", nearest)
+
+
+@cache
+def _made(name: str) -> Workload:
+    module, attribute = WORKLOADS[name]
+    made: Workload = getattr(import_module(module), attribute)()
+    return made

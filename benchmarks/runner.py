@@ -16,10 +16,7 @@ from benchmarks.workload import Trained, Workload
 from rtl.architecture import Architecture
 from rtl.pattern import NmPattern
 
-__all__ = ["SEEDS", "BenchReport", "bench"]
-
-SEEDS = 5
-"""Seeds of a full run; ``quick`` takes the first."""
+__all__ = ["BenchReport", "bench"]
 
 
 class BenchReport:
@@ -83,7 +80,7 @@ def _verdict(row: BenchRow) -> str:
     if claim is None:
         return ""
     verdict = "holds" if claim.holds else "does not hold"
-    return (f"Claim: {claim.text}. Dense {claim.baseline:.2f}, {row.method} {claim.ours:.2f}, "
+    return (f"Claim: {claim.text}. Baseline {claim.baseline:.2f}, ours {claim.ours:.2f}, "
             f"{row.train_batch_speedup:.2f}x: {verdict}.")
 
 
@@ -93,8 +90,8 @@ def bench(
 ) -> BenchReport:
     """Benchmark workloads: dense against BDWP with ``pattern``.
 
-    Every seed trains both methods on the same data; the network of the first seed then takes one
-    more training step on the RTL.
+    Every seed, with ``quick`` only the first, trains both methods on the same data; the model of
+    the first seed then takes one more training step on the RTL.
 
     Raises :class:`rtl.errors.ParameterError` for an unknown workload or size, or a pattern the
     array cannot run, before any work starts.
@@ -106,18 +103,20 @@ def bench(
     pattern.require_hardware()
     for workload in workloads:
         build(workload, arch, progress)
-    seeds = list(range(1 if quick else SEEDS))
     report = BenchReport()
     for workload in workloads:
-        runs = {}
+        seeds = list(range(1 if quick else workload.seeds))
+        runs, models = {}, {}
         for method in ("dense", "bdwp"):
             trained = train(workload, method, pattern, size, seeds, progress)
             step = cosim_trained(workload, trained[0], arch, size, 0, progress)
             cycles = predicted_cycles(workload, trained[0], arch, size, workload.train_batch)
+            models[method] = trained
             runs[method] = _row(workload, trained, step, cycles, size, arch, seeds)
         dense, sparse = runs["dense"], runs["bdwp"]
         speedup = dense.train_batch_cycles / sparse.train_batch_cycles
-        claim = workload.claim(dense.metric_values, sparse.metric_values, speedup)
+        with progress.task(f"{workload.name}: judging the claim", None):
+            claim = workload.claim(models["dense"], models["bdwp"], speedup, size)
         report.rows += [dense, sparse.model_copy(update={
             "speedup": dense.rtl_cycles / sparse.rtl_cycles,
             "train_batch_speedup": speedup, "claim": claim,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -91,6 +91,8 @@ class Workload(ABC):
     for models that the chip's program generator does not take."""
     train_batch: ClassVar[int]
     """Examples of a training step in the workload's own recipe."""
+    seeds: ClassVar[int] = 5
+    """Seeds of a benchmark run."""
     step_batch: ClassVar[int] = 16
     """Examples in the training step that runs on the RTL: few, for time's sake."""
 
@@ -125,9 +127,14 @@ class Workload(ABC):
         """Train and evaluate; arguments as for :meth:`train`."""
 
     @abstractmethod
-    def claim(self, baseline: list[float], ours: list[float], speedup: float) -> Claim:
-        """The claim of the workload's paper for metrics of equal seeds and the speed-up of a step
-        of ``train_batch`` examples."""
+    def claim(
+        self, dense: Sequence[Trained], sparse: Sequence[Trained], speedup: float, size: str
+    ) -> Claim:
+        """The claim of the workload's paper, judged.
+
+        ``dense`` and ``sparse`` are runs of equal seeds, ``speedup`` that of a step of
+        ``train_batch`` examples. What else the claim compares is trained here, for the same seeds.
+        """
 
     def train(
         self,

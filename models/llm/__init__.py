@@ -1,3 +1,3 @@
 """Language models and their adapters: LLaMA-Adapter V1 and V2 on Llama-family models."""
 
-__all__: list[str] = []
+__all__ = ()

@@ -1,3 +1,3 @@
 """Mathematics by code: MathCoder's format, sandbox and loop, and code-based self-verification."""
 
-__all__: list[str] = []
+__all__ = ()

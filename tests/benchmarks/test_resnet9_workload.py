@@ -211,12 +211,15 @@ def test_bad_batch_and_model_arguments_are_named() -> None:
 
 
 def test_registry_tells_unknown_from_not_yet_available() -> None:
-    assert set(WORKLOADS) <= set(NAMES) and get_workload("resnet9").name == "resnet9"
-    message = "WORKLOAD='vgg19': is not available in this version, which has: resnet9; " \
+    assert set(WORKLOADS) <= set(NAMES)
+    for name in WORKLOADS:
+        assert get_workload(name).name == name and get_workload(name) is get_workload(name)
+    have = "resnet9, llama-adapter, llama-adapter-v2, mathcoder, csv"
+    message = f"WORKLOAD='vgg19': is not available in this version, which has: {have}; " \
               "nearest legal value: resnet9"
     with pytest.raises(ParameterError, match=f"^{re.escape(message)}$"):
         get_workload("vgg19", "WORKLOAD")
-    message = "workload='resnet': must be one of resnet9; nearest legal value: resnet9"
+    message = f"workload='resnet': must be one of {have}; nearest legal value: resnet9"
     with pytest.raises(ParameterError, match=f"^{re.escape(message)}$"):
         get_workload("resnet")
 

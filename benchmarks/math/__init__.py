@@ -1,0 +1,3 @@
+"""Workloads and claims of mathematics by code."""
+
+__all__ = ()
