@@ -1,3 +1,3 @@
 """Workloads and claims of the language models."""
 
-__all__: list[str] = []
+__all__ = ()

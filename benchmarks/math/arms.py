@@ -1,0 +1,138 @@
+"""What the claims train, and the record of it, a JSON line a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from algorithms import ParameterError
+from benchmarks.math.mathcoder_training import TRAINING, Mode, fit, hits, training_samples
+from benchmarks.math.solutions import Form
+from benchmarks.math.verified_sampling import WEIGHTS, information, sample_votes, shuffled, won
+from benchmarks.math.word_problems import problems
+from models.llm.instructions import IGNORED
+from models.math.jsonl import read_jsonl, validated
+from models.math.solution import BlockType
+
+__all__ = ["ARMS", "PATHS", "TEMPERATURE", "Arm", "Record", "Run", "run_arm"]
+
+TEST_PROBLEMS = 200
+VOTED_PROBLEMS = 100
+PATHS = 16
+TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: solutions of one form, blocks without a loss, a sparse-training method.
+
+    modes: how it is judged; a form that is checked is judged by votes instead.
+    """
+
+    form: Form
+    masked: tuple[BlockType, ...] = ("execution",)
+    method: str = "dense"
+    modes: tuple[Mode, ...] = ("code",)
+
+
+ARMS: dict[str, Arm] = {
+    "code": Arm("code"),
+    "text": Arm("text", modes=("text",)),
+    "unmasked": Arm("code", masked=(), modes=("code", "own")),
+    "bdwp": Arm("code", method="bdwp"),
+    "csv-words": Arm("text-verified"),
+}
+"""All with the same problems, order, steps and batch for a seed."""
+
+
+class Run(BaseModel):
+    """What one arm gave with one seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str = Field(description="A name of ARMS.")
+    seed: int = Field(description="Of weights, training problems, their order and test problems.")
+    steps: int = Field(description="Training steps.")
+    tokens: float = Field(description="Mean length of a training sequence.")
+    learnt: float = Field(description="Tokens of it with a loss.")
+    seconds: float = Field(description="Processor time of training and test.")
+    right: dict[str, str] = Field(description="By measure, a 1 for each test problem solved.")
+    figures: dict[str, float] = Field(default_factory=dict, description="Worth of the verdicts.")
+
+    def hits(self, measure: str) -> list[int]:
+        """1 or 0 for each test problem."""
+        return [int(bit) for bit in self.right[measure]]
+
+
+class Record:
+    """The runs in a file, which grows by a line as each ends.
+
+    Raises :class:`ParameterError`, with file and line, for a line that is none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows = read_jsonl(path) if path.exists() else ()
+        runs = [validated(Run, row.value, row.where) for row in rows]
+        self._runs = {(run.arm, run.seed): run for run in runs}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def of(self, arm: str, seeds: Iterable[int] | None = None) -> Mapping[int, Run]:
+        """Runs of an arm by seed, of those ``seeds`` that there are, or of all."""
+        wanted = None if seeds is None else set(seeds)
+        return {seed: run for (name, seed), run in sorted(self._runs.items())
+                if name == arm and (wanted is None or seed in wanted)}
+
+    def add(self, run: Run) -> None:
+        """Keep a run, in memory and in the file."""
+        try:
+            with self.path.open("a") as stream:
+                stream.write(run.model_dump_json() + "\n")
+        except OSError as failure:
+            raise ParameterError("--record", str(self.path), f"{failure.strerror}") from None
+        self._runs[run.arm, run.seed] = run
+
+
+def run_arm(
+    name: str, seed: int, size: str = "small", *, steps: int | None = None,
+    tested: int = TEST_PROBLEMS, voted: int = VOTED_PROBLEMS, paths: int = PATHS,
+    temperature: float = TEMPERATURE,
+) -> Run:
+    """Train and judge one arm with one seed."""
+    arm, began = ARMS[name], time.process_time()
+    samples = training_samples(size, arm.form, seed, arm.masked, count=500)
+    model = fit(size, seed, arm.form, masked=arm.masked, method=arm.method, steps=steps)
+    figures: dict[str, float] = {}
+    if arm.form.endswith("-verified"):
+        asked = problems("test", voted, seed, size)
+        votes = sample_votes(model, asked, arm.form, paths, temperature, seed, size)
+        dealt = shuffled(votes, seed)
+        right = {"one path": won([of_one[:1] for of_one in votes], asked),
+                 "plain": won(votes, asked), "weighted": won(votes, asked, WEIGHTS),
+                 "dealt": won(dealt, asked, WEIGHTS)}
+        informed, chance = information(votes, asked), information(dealt, asked)
+        figures = {"precision": informed.precision, "recall": informed.recall,
+                   "right": informed.right, "dealt precision": chance.precision,
+                   "dealt recall": chance.recall}
+        # JSON has no NaN.
+        figures = {name: value for name, value in figures.items() if not math.isnan(value)}
+    else:
+        asked = problems("test", tested, seed, size)
+        right = {mode: hits(model, asked, mode, size) for mode in arm.modes}
+    return Run(arm=name, seed=seed, steps=steps or TRAINING[size].recipe.steps,
+               tokens=_mean([len(each.ids) for each in samples]),
+               learnt=_mean([sum(label != IGNORED for label in each.labels) for each in samples]),
+               seconds=round(time.process_time() - began, 1), figures=figures,
+               right={measure: "".join(str(int(bit)) for bit in bits)
+                      for measure, bits in right.items()})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,127 @@
+"""The language workloads at size tiny: trained, run on the RTL, judged; and what they refuse."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.array_step import ArrayStep
+from benchmarks.cosim import cosim_trained
+from benchmarks.registry import get_workload
+from benchmarks.sources import LANGUAGE
+from benchmarks.workload import Trained, Workload
+from models.llm.instructions import IGNORED
+from rtl.architecture import PRESETS
+from rtl.errors import ParameterError
+
+_made: dict[tuple[str, str], Trained] = {}
+
+
+def trained(name: str, method: str = "bdwp") -> Trained:
+    """One epoch, shared by the tests."""
+    if (name, method) not in _made:
+        _made[name, method] = get_workload(name).fit(method, "2:8", 1, 0, "tiny")
+    return _made[name, method]
+
+
+def step(name: str, method: str = "bdwp") -> ArrayStep:
+    """A step of it on the RTL of the 4 x 4 array and chip."""
+    ran = cosim_trained(get_workload(name), trained(name, method), PRESETS["tiny"], "tiny")
+    assert isinstance(ran, ArrayStep)
+    return ran
+
+
+@pytest.fixture(params=LANGUAGE)
+def workload(request: pytest.FixtureRequest) -> Workload:
+    """Each of the four."""
+    return get_workload(request.param)
+
+
+def test_a_run_says_what_it_was(workload: Workload) -> None:
+    result = trained(workload.name).result
+    assert (result.workload, result.method, result.pattern) == (workload.name, "bdwp", "2:8")
+    assert (result.seed, result.epochs, result.gradient) == (0, 1, "dense")
+    assert 0 <= result.metric.value <= 100 and result.metric.higher_is_better
+    # Frozen bases and generation have no dense WU to share the work with.
+    low, high = (0.5, 0.65) if workload.name == "mathcoder" else (0.25, 0.45)
+    assert low < result.train_mac_ratio < high
+
+
+@pytest.mark.parametrize("name", ["llama-adapter", "llama-adapter-v2"])
+def test_a_step_over_a_frozen_pruned_base_is_bit_exact(name: str) -> None:
+    ran = step(name)
+    assert ran.result.mismatches == 0 and ran.update is not None
+    assert {one.gemm.split()[-1] for one in ran.checks} <= {"FF", "BP", "WU"}
+    assert {one.pattern for one in ran.checks if "q_proj" in one.gemm} == {"2:8", "dense"}
+    learns = {update.name.split(".")[-1] for update in ran.update.step.updates}
+    assert {"prompt", "gate"} <= learns
+    if name == "llama-adapter":
+        assert learns == {"prompt", "gate"}
+        assert not any(one.gemm.endswith("WU") for one in ran.checks)
+    else:  # both kinds of batches were in the step
+        assert len(ran.update.step.updates) == len(
+            [one for one in trained(name).model.parameters() if one.requires_grad])
+
+
+def test_a_step_of_full_fine_tuning_is_bit_exact() -> None:
+    """With all three passes sparse; `tests/benchmarks/test_array_step.py` has the other methods."""
+    ran = step("mathcoder", "bdwp+wu")
+    assert ran.result.mismatches == 0 and ran.update is not None
+    assert {one.pattern for one in ran.checks if one.gemm.endswith("up_proj WU")} == {"1:2"}
+    copies = {one.name: len(one.place.packed) for one in ran.update.step.updates}
+    assert copies["base.model.layers.1.mlp.up_proj.weight"] == 2
+    assert copies["base.model.embed_tokens.weight"] == 0
+
+
+def test_generation_is_bit_exact_and_forward_only() -> None:
+    ran = step("csv")
+    assert ran.result.mismatches == 0 and ran.update is None
+    assert {one.gemm.split()[-1] for one in ran.checks} == {"FF"}
+    heads = [one for one in ran.checks if "lm_head" in one.gemm]
+    assert [one.mapping.shape.p for one in heads] == [2] * 5  # prefill and four tokens
+    prompts = get_workload("csv").batch("tiny", 2)
+    assert prompts.targets.shape == (2, 4)
+    page = Console(width=200)
+    with page.capture() as printed:
+        page.print(ran.table())
+    assert "differ in all" in printed.get()
+
+
+def test_training_batches_have_labels_on_responses_alone() -> None:
+    for name in ("llama-adapter", "mathcoder"):
+        ids, labels = get_workload(name).batch("tiny", 3, seed=1)
+        learnt = labels != IGNORED
+        assert ids.shape == labels.shape and learnt.any(1).all() and not learnt[:, 0].any()
+        assert torch.equal(ids[learnt], labels[learnt])
+
+
+def test_claims_are_measured_for_the_seeds_of_the_runs(workload: Workload) -> None:
+    dense = [trained(workload.name, "dense")]
+    claim = workload.claim(dense, [trained(workload.name)], 1.5, "tiny")
+    if workload.name != "llama-adapter-v2":  # whose figure joins two tasks
+        assert claim.ours == dense[0].result.metric.value
+    assert 0 <= claim.baseline <= 100 and claim.text
+    if claim.ours <= claim.baseline:
+        assert not claim.holds
+
+
+def test_what_cannot_be_is_refused(workload: Workload) -> None:
+    for arguments, message in (
+        ({"size": "full"}, "size='full': is compiled and costed, not trained"),
+        ({"epochs": 0, "size": "tiny"}, "epochs=0: must be at least 1"),
+        ({"seed": -1, "size": "tiny"}, "seed=-1: must be at least 0"),
+        ({"method": "magic", "size": "tiny"}, "method='magic'"),
+        ({"pattern": "9:8", "size": "tiny"}, "9"),
+    ):
+        with pytest.raises(ParameterError, match=re.escape(message)):
+            workload.fit(**arguments)
+    with pytest.raises(ParameterError, match=r"batch=10\d+: must lie between 1 and the"):
+        workload.batch("tiny", 10**6)
+
+
+def test_full_sizes_have_batches_without_data(workload: Workload) -> None:
+    batch = workload.batch("full", 1)
+    assert batch.inputs.dtype == torch.int64 and len(batch.inputs) == len(batch.targets) == 1
