@@ -65,20 +65,22 @@ class ArrayStep(Cosim):
     def table(self) -> Group:
         """A line a kind of product: alike in module, stage, sizes and pattern, whatever the layer.
 
-        Below it what the host computed instead of the array, if it was matrix work.
+        Errors are the largest against FP64, relative to |A||B|; ``busy`` is utilisation. Below it
+        what the host computed instead of the array, if it was matrix work.
         """
         table = Table(title=f"{self.result.workload}: one step, every product on the RTL")
-        table.add_column("product")
-        for name in ("times", "P x Q x K", "pattern", "dataflow", "RTL cycles", "model",
-                     "utilisation", "elements", "mismatches", "RTL vs FP64", "PyTorch vs FP64"):
+        for name in ("product", "stage"):
+            table.add_column(name)
+        for name in ("times", "P x Q x K", "pattern", "flow", "RTL cycles", "model", "busy",
+                     "elements", "differ", "RTL error", "torch error"):
             table.add_column(name, justify="right")
         kinds: dict[tuple[str, ...], list[GemmCheck]] = {}
         for check in self.checks:
             kinds.setdefault(_kind(check), []).append(check)
-        for (name, sizes, pattern, dataflow), checks in kinds.items():
-            table.add_row(name, str(len(checks)), sizes, pattern, dataflow, *self._figures(checks))
+        for (name, stage, *shape), checks in kinds.items():
+            table.add_row(name, stage, str(len(checks)), *shape, *self._figures(checks))
         table.add_section()
-        table.add_row("all", str(len(self.checks)), "", "", "", *self._figures(self.checks))
+        table.add_row("all", "", str(len(self.checks)), "", "", "", *self._figures(self.checks))
         result = self.result
         lines = [f"not on the array: {item}" for item in self.unsupported]
         lines += [str(self.update)] if self.update is not None else []
@@ -104,8 +106,9 @@ def _kind(check: GemmCheck) -> tuple[str, ...]:
     """What a line of the table has in common; numbers of layers and of calls are left out."""
     shape = check.mapping.shape
     times = f"{shape.batch} x " if shape.batch > 1 else ""
-    name = re.sub(r"\[#\d+\]|^(\w+\.)*layers\.\d+\.", "", check.gemm)
-    return (name, f"{times}{shape.p} x {shape.q} x {shape.k}",
+    name, stage = check.gemm.split()
+    name = re.sub(r"\[#\d+\]|^(\w+\.)*layers\.\d+\.|^base\.", "", name)
+    return (name, stage, f"{times}{shape.p} x {shape.q} x {shape.k}",
             check.pattern, check.mapping.dataflow.upper())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from benchmarks.llm.record import Outcome, Runs
 from benchmarks.llm.runs import VARIANTS, get_variant, settings_key
 from benchmarks.llm.tasks import SPLITS, Split, corpus, instruction_data, language
 from benchmarks.llm.tuning import TuningRecipe, exact_hits, exact_match, tune
+from benchmarks.training import reproducible
 from models.llm.adapter import AdapterConfig, adapter_parameters, insert_adapter
 from models.llm.adapter_v2 import v2_config
 from models.llm.instructions import IGNORED, Instruction, instruction_batches
@@ -46,6 +47,13 @@ MEANINGS: dict[str, Callable[[list[str]], list[str]]] = {
     "the shape|the form|the kind": lambda x: [x[1]],
     "the place|spot|the part": lambda x: [x[2]],
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these only wait for a second thread."""
+    with reproducible(0):
+        yield
 
 
 def meaning(sample: Instruction) -> str:
