@@ -1,8 +1,8 @@
 """Grades labelled answers: ``python -m benchmarks.math.grade_answers FILE``.
 
 FILE is a JSONL file with, on each line, ``answer``, ``reference`` and ``equal``, whether the two
-are the same; or a file of traces with a ``ground_truth``, whose answer is looked for in the last
-block.
+are the same, or in place of the answer the text of a ``solution`` in which to look for it; or a
+file of traces with a ``ground_truth``, whose answer is looked for in the last block.
 Traces are labelled by ``equal`` too, or all of them by a file name that ends in ``-correct.jsonl``
 or ``-wrong.jsonl``, as MathCoder's do, or by ``--label``. Prints by which rule answers were found
 equal, and all that the grader and the labels disagree on; the status is then 1.
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from rich.markup import escape
 from rich.table import Table
 
@@ -45,9 +45,21 @@ class Case(NamedTuple):
 class _Pair(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    answer: str
+    answer: str | None = None
+    solution: str | None = None
     reference: str
     equal: bool
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> _Pair:
+        if (self.answer is None) == (self.solution is None):
+            raise ValueError("must have an answer or a solution, and not both")
+        return self
+
+    @property
+    def found(self) -> str | None:
+        """The answer as it is, or out of the solution."""
+        return self.answer if self.solution is None else extract_answer(self.solution)
 
 
 def read_cases(path: Path | str, label: bool | None = None) -> Iterator[Case]:
@@ -62,7 +74,7 @@ def read_cases(path: Path | str, label: bool | None = None) -> Iterator[Case]:
             yield _case_of_trace(record, label)
         else:
             pair = validated(_Pair, record.value, record.where)
-            yield Case(record.where, pair.answer, pair.reference, pair.equal)
+            yield Case(record.where, pair.found, pair.reference, pair.equal)
 
 
 @one_line_errors

@@ -128,16 +128,17 @@ def test_grading_command_prints_rules_and_disagreements(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = [{"answer": "0.5", "reference": r"\frac12", "equal": True},
+             {"solution": "So 3 + 4 is 7.\nThe answer is 7.", "reference": "7.0", "equal": True},
              {"answer": "[b]", "reference": "2", "equal": False}]
     path = str(write(tmp_path / "pairs.jsonl", *pairs))
     assert grade_answers.main([path]) == 0
     printed = capsys.readouterr().out
-    assert "agrees with 2 of 2 labels" in printed and "disagreements" not in printed
+    assert "agrees with 3 of 3 labels" in printed and "disagreements" not in printed
     write(Path(path), *pairs, {"answer": "[/x]", "reference": "[y]", "equal": True})
     assert grade_answers.main([path]) == 1
     printed = capsys.readouterr().out
-    assert "agrees with 2 of 3" in printed and "disagreements" in printed
-    assert f"{path}:3" in printed and "[/x]" in printed
+    assert "agrees with 3 of 4" in printed and "disagreements" in printed
+    assert f"{path}:4" in printed and "[/x]" in printed
 
 
 def test_traces_are_labelled_by_themselves_their_file_or_an_option(
@@ -163,6 +164,7 @@ def test_traces_are_labelled_by_themselves_their_file_or_an_option(
     ("replay", {"messages": 1}, ["--unsandboxed"], "f.jsonl:1: messages='1': input should be"),
     ("grade", {"answer": "1", "equal": True}, [], "f.jsonl:1: reference=None: field required"),
     ("grade", {"answer": "1", "reference": "1", "equal": "yes"}, [], "f.jsonl:1: equal='yes'"),
+    ("grade", {"reference": "1", "equal": True}, [], "must have an answer or a solution"),
     ("grade", trace_of(("text", "1")), [], "f.jsonl:1: ground_truth=None: is missing"),
     ("grade", GOOD, ["--tolerance", "1"], "--tolerance=1.0: must be 0 or more and below 1"),
     ("grade", None, [], "has no answers"),
