@@ -98,8 +98,10 @@ def _judged(sentence: str, gap: _Gap) -> str:
 
 
 def _zero_init(scores: Scores) -> str:
-    return _judged("Gates that start at zero beat random ones",
-                   _gap(scores, "adapter", "adapter, random init", "test"))
+    return "\n".join(
+        _judged(f"Gates that start at zero beat random ones, {much}",
+                _gap(scores, f"adapter{few}", f"adapter, random init{few}", "test"))
+        for much, few in (("400 instructions", ", few examples"), ("4000 instructions", "")))
 
 
 def _sparse_base(scores: Scores) -> str:
@@ -137,8 +139,9 @@ def _expert(scores: Scores) -> str:
 
 CLAIMS: dict[str, Claim] = {
     "zero-init": Claim(
-        "Zero-init gates against random ones", ("base alone", "full fine-tuning", "adapter",
-                                                "adapter, random init"),
+        "Zero-init gates against random ones",
+        ("base alone", "full fine-tuning", "adapter", "adapter, random init",
+         "adapter, few examples", "adapter, random init, few examples"),
         ("test", "paraphrased"), _zero_init),
     "sparse-base": Claim(
         "Adapters on a frozen base pruned 2:8",

@@ -47,7 +47,7 @@ class Pretraining:
 
 PRETRAINING = {
     "tiny": Pretraining(TuningRecipe(steps=240, batch=16, rate=5e-3), tokens=32),
-    "small": Pretraining(TuningRecipe(steps=1200, batch=32, rate=4e-3), tokens=32),
+    "small": Pretraining(TuningRecipe(steps=2000, batch=32, rate=4e-3), tokens=32),
 }
 
 _VERSION = 1

@@ -28,13 +28,14 @@ __all__ = ["VARIANTS", "Variant", "get_variant", "run", "settings_key"]
 SIZE = "small"
 PATTERN = "2:8"
 
-EXAMPLES, TESTED = 4000, 700
-"""Instructions of training, and of each test."""
+EXAMPLES, FEW, TESTED = 4000, 400, 700
+"""Instructions of training, of training with few, and of each test."""
 
 _VERSION = 1
 """Raised when the code changes what a run gives; settings count by themselves."""
 
 V1_RECIPE = TuningRecipe(steps=500, batch=32, rate=3e-2)
+FEW_RECIPE = TuningRecipe(steps=300, batch=32, rate=3e-2)
 FULL_RECIPE = TuningRecipe(steps=200, batch=32, rate=1e-3)
 """Full fine-tuning at that rate has converged by then."""
 V2_RECIPE = TuningRecipe(steps=0, batch=32, rate=1e-2)
@@ -47,18 +48,27 @@ class Variant:
 
     base: dense; pruned 2:8 by magnitude after dense pre-training; or pre-trained with BDWP 2:8.
     tuned: nothing, all weights, the adapter of V1 with gates that start at zero or at random, or
-    that of V2. mixture, changes: what V2 is trained on, and changes to its configuration.
+    that of V2. few: on few instructions and for fewer steps. mixture, changes: what V2 is trained
+    on, and changes to its configuration.
     """
 
     base: Literal["dense", "one-shot", "bdwp"]
     tuned: Literal["nothing", "everything", "zero-init", "random-init", "v2"]
     mixture: Mixture = field(default_factory=Mixture)
     changes: Mapping[str, bool] = field(default_factory=dict)
+    few: bool = False
 
     @property
     def recipe(self) -> TuningRecipe:
         """How it is tuned."""
+        if self.few:
+            return FEW_RECIPE
         return {"everything": FULL_RECIPE, "v2": V2_RECIPE}.get(self.tuned, V1_RECIPE)
+
+    @property
+    def examples(self) -> int:
+        """Instructions of training."""
+        return FEW if self.few else EXAMPLES
 
 
 _LOCKED = {"unlock_norm": False, "unlock_bias": False, "unlock_scale": False}
@@ -70,6 +80,8 @@ VARIANTS: dict[str, Variant] = {
     "full fine-tuning": Variant("dense", "everything"),
     "adapter": Variant("dense", "zero-init"),
     "adapter, random init": Variant("dense", "random-init"),
+    "adapter, few examples": Variant("dense", "zero-init", few=True),
+    "adapter, random init, few examples": Variant("dense", "random-init", few=True),
     "adapter on one-shot 2:8": Variant("one-shot", "zero-init"),
     "adapter on bdwp 2:8": Variant("bdwp", "zero-init"),
     "v2 disjoint": Variant("dense", "v2"),
@@ -92,7 +104,7 @@ def settings_key(variant: Variant) -> str:
     """A short name that changes with anything that a run of ``variant`` depends on but the seed."""
     words = sorted(tokenizer(SIZE).get_vocab().items())
     parts = [_VERSION, variant.base, variant.tuned, LLAMA_SIZES[SIZE], asdict(PRETRAINING[SIZE]),
-             EXAMPLES, TESTED, words]
+             variant.examples, TESTED, words]
     if variant.tuned != "nothing":
         parts.append(asdict(variant.recipe))
     if variant.tuned == "v2":
@@ -115,7 +127,7 @@ def run(name: str, seed: int, progress: Progress | None = None) -> Outcome:
     with reproducible(seed):
         if variant.tuned == "v2":
             insert_adapter(model.base, v2_config(SIZE, **variant.changes))
-            samples = encode(instruction_data("train", EXAMPLES, seed, SIZE), SIZE)
+            samples = encode(instruction_data("train", variant.examples, seed, SIZE), SIZE)
             captioner = Captioner(SIZE, seed)
             captioner.tune(model, samples, variant.recipe, variant.mixture, seed, progress)
             scores = captioner.scores(model)
@@ -126,8 +138,8 @@ def run(name: str, seed: int, progress: Progress | None = None) -> Outcome:
             insert_adapter(model.base, AdapterConfig(
                 layers=shape.adapted, prompt=shape.prompt, zero_init=variant.tuned == "zero-init"))
         if variant.tuned in ("everything", "zero-init", "random-init"):
-            tune(model, encode(instruction_data("train", EXAMPLES, seed, SIZE), SIZE),
-                 variant.recipe, seed, progress)
+            samples = encode(instruction_data("train", variant.examples, seed, SIZE), SIZE)
+            tune(model, samples, variant.recipe, seed, progress)
         seconds = time.process_time() - began
         scores |= {split: exact_match(model, encode(
             instruction_data(split, TESTED, seed, SIZE), SIZE)) for split in SPLITS[1:]}
