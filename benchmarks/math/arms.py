@@ -46,6 +46,7 @@ ARMS: dict[str, Arm] = {
     "unmasked": Arm("code", masked=(), modes=("code", "own")),
     "bdwp": Arm("code", method="bdwp"),
     "csv-words": Arm("text-verified"),
+    "csv-code": Arm("code-verified"),
 }
 """All with the same problems, order, steps and batch for a seed."""
 

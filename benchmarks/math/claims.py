@@ -95,12 +95,13 @@ CLAIMS: tuple[Claim, ...] = (
           Side("unmasked", "code"), "reported"),
     Claim("masking", "executing code, against predicting its output", Side("unmasked", "code"),
           Side("unmasked", "own"), "gains"),
-    Claim("voting", "weighted by verdicts, against plain majority",
-          Side("csv-words", "weighted"), Side("csv-words", "plain"), "gains"),
-    Claim("voting", "verdicts dealt by chance, against plain majority",
-          Side("csv-words", "dealt"), Side("csv-words", "plain"), "harmless"),
-    Claim("voting", f"plain majority of {PATHS}, against one path",
-          Side("csv-words", "plain"), Side("csv-words", "one path"), "reported"),
+    *(claim for arm, solved in (("csv-code", "by code"), ("csv-words", "in words")) for claim in (
+        Claim("voting", f"solved {solved}: weighted by verdicts, against plain majority",
+              Side(arm, "weighted"), Side(arm, "plain"), "gains"),
+        Claim("voting", f"solved {solved}: verdicts dealt by chance, against plain majority",
+              Side(arm, "dealt"), Side(arm, "plain"), "harmless"),
+        Claim("voting", f"solved {solved}: plain majority of {PATHS}, against one path",
+              Side(arm, "plain"), Side(arm, "one path"), "reported"))),
     Claim("sparse", "BDWP 2:8, against dense", Side("bdwp", "code"), _CODE, "reported"),
 )
 

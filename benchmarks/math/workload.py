@@ -139,7 +139,7 @@ class CsvVoting(MathCoder):
     name: ClassVar[str] = "csv"
     title: ClassVar[str] = "Code-based self-verification: weighted votes over checked solutions"
     train_batch: ClassVar[int] = PATHS
-    form: ClassVar[Form] = "text-verified"
+    form: ClassVar[Form] = "code-verified"
     metric: ClassVar[str] = "held-out problems won by weighted votes, %"
 
     def batch(self, size: str, count: int, seed: int = 0) -> Batch:
