@@ -13,7 +13,7 @@ from algorithms import decay_pruned
 from benchmarks.workload import Batch, Progress
 from rtl.errors import ParameterError
 
-__all__ = ["Recipe", "minimise", "reproducible"]
+__all__ = ["Recipe", "check_run", "minimise", "reproducible"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ def reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+def check_run(epochs: int | None, seed: int) -> None:
+    """Raise :class:`ParameterError` for ``epochs`` below 1 or ``seed`` below 0."""
+    if epochs is not None and epochs < 1:
+        raise ParameterError("epochs", epochs, "must be at least 1", 1)
+    if seed < 0:
+        raise ParameterError("seed", seed, "must be at least 0", 0)
+
+
 def minimise(
     model: nn.Module,
     loss: Callable[[nn.Module, Batch], Tensor],
@@ -71,10 +79,7 @@ def minimise(
     The order of examples comes from ``seed``, and so does what dropout would draw: see
     :func:`reproducible`. Raises :class:`ParameterError` for ``epochs`` below 1 or ``seed`` below 0.
     """
-    if epochs < 1:
-        raise ParameterError("epochs", epochs, "must be at least 1", 1)
-    if seed < 0:
-        raise ParameterError("seed", seed, "must be at least 0", 0)
+    check_run(epochs, seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.rate, momentum=recipe.momentum,
                                 nesterov=True, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(device="cpu", init_scale=recipe.loss_scale, growth_interval=200)

@@ -24,7 +24,7 @@ from benchmarks.llm.runs import EXAMPLES, TESTED, V1_RECIPE, V2_RECIPE
 from benchmarks.llm.tasks import instruction_data
 from benchmarks.llm.tuning import TuningRecipe, exact_match, response_loss, tune
 from benchmarks.macs import training_macs
-from benchmarks.training import reproducible
+from benchmarks.training import check_run, reproducible
 from benchmarks.workload import Batch, Claim, Metric, Progress, Trained, TrainResult, Workload
 from models.llm.adapter import AdapterConfig, insert_adapter
 from models.llm.adapter_v2 import llama_adapter_v2, v2_config
@@ -121,10 +121,7 @@ class LlamaAdapter(Workload):
         """:meth:`fit`, with ``changes`` to what is fitted."""
         start = time.perf_counter()
         recipe = self.recipes[self.check_size(size, trained=True)]
-        if epochs is not None and epochs < 1:
-            raise ParameterError("epochs", epochs, "must be at least 1", 1)
-        if seed < 0:
-            raise ParameterError("seed", seed, "must be at least 0", 0)
+        check_run(epochs, seed)
         each = -(-_SAMPLES[size] // recipe.batch)
         if epochs is not None:
             recipe = replace(recipe, steps=epochs * each)

@@ -23,6 +23,7 @@ from benchmarks.math.mathcoder_training import TRAINING, accuracy, fit, model, t
 from benchmarks.math.solutions import Form
 from benchmarks.math.verified_sampling import WEIGHTS, sample_votes, won
 from benchmarks.math.word_problems import Problem, problems
+from benchmarks.training import check_run
 from benchmarks.workload import Batch, Claim, Metric, Progress, Trained, TrainResult, Workload
 from models.llm.decoding import Generation
 from models.llm.llama import Llama, example, llama
@@ -49,6 +50,8 @@ class MathCoder(Workload):
     seeds: ClassVar[int] = 3
     form: ClassVar[Form] = "code"
     metric: ClassVar[str] = "held-out problems solved, %"
+    learns: ClassVar[bool] = True
+    """Whether the step of the workload trains the model; if not, it is frozen after its own."""
 
     def model(self, size: str, seed: int) -> nn.Module:
         """A Llama with fresh weights."""
@@ -84,16 +87,14 @@ class MathCoder(Workload):
         """Train, and solve held-out problems by the inference loop."""
         start = time.perf_counter()
         plan = TRAINING[self.check_size(size, trained=True)]
-        if epochs is not None and epochs < 1:
-            raise ParameterError("epochs", epochs, "must be at least 1", 1)
-        if seed < 0:
-            raise ParameterError("seed", seed, "must be at least 0", 0)
+        check_run(epochs, seed)
         each = -(-plan.problems // plan.recipe.batch)
         steps = plan.recipe.steps if epochs is None else epochs * each
         chosen = as_pattern(pattern, "pattern")
         trained = fit(size, seed, self.form, method=method, pattern=chosen, gradient=gradient,
                       steps=steps, progress=progress)
         value = self._score(trained, size, seed)
+        trained.requires_grad_(self.learns)
         plans = [layer.nm_plan for _, layer in sparse_layers(trained)]
         samples = self.batch(size, self.train_batch, seed)
         result = TrainResult(
@@ -140,6 +141,7 @@ class CsvVoting(MathCoder):
     title: ClassVar[str] = "Code-based self-verification: weighted votes over checked solutions"
     train_batch: ClassVar[int] = PATHS
     form: ClassVar[Form] = "code-verified"
+    learns: ClassVar[bool] = False
     metric: ClassVar[str] = "held-out problems won by weighted votes, %"
 
     def batch(self, size: str, count: int, seed: int = 0) -> Batch:
@@ -148,25 +150,6 @@ class CsvVoting(MathCoder):
         learnt = labels >= 0
         start = int(learnt.int().argmax(1).min()) if size != "full" else ids.shape[1] - _TOKENS
         return Batch(ids[:, :start], ids[:, start:start + _TOKENS])
-
-    def fit(
-        self,
-        method: str = "bdwp",
-        pattern: str | NmPattern = "2:8",
-        epochs: int | None = None,
-        seed: int = 0,
-        size: str = "small",
-        progress: Progress | None = None,
-        *,
-        gradient: str | NmPattern = "1:2",
-    ) -> Trained:
-        """Train the model that is sampled, which then learns no more, and vote."""
-        trained = super().fit(method, pattern, epochs, seed, size, progress, gradient=gradient)
-        trained.model.requires_grad_(False)
-        inputs = super().batch(size, self.train_batch, seed).inputs
-        ratio = training_macs(trained.model, inputs).ratio
-        result = trained.result.model_copy(update={"train_mac_ratio": ratio})
-        return Trained(trained.model, result, trained.loss_scale)
 
     def step(self, model: nn.Module, batch: Batch, loss_scale: float) -> list[Tensor]:
         """Generation: the logits behind the prompts and each token that follows."""

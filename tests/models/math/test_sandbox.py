@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sandbox_targets import needs_bwrap
 
 from algorithms import ParameterError
 from models.math.sandbox import (
@@ -29,8 +30,6 @@ from models.math.sandbox import (
 from models.math.sandbox import isolation as isolation_module
 
 ROOT = Path(__file__).parents[3]
-needs_bwrap = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason=f"bubblewrap is not installed; {INSTALL}")
 ROOMY = Limits(cell_seconds=60, replay_seconds=60)
 """A busy machine is slow; no test waits this long when all is well."""
 
