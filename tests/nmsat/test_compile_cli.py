@@ -136,7 +136,7 @@ def test_operators_of_unknown_cost_run_on_the_host_if_asked(
 @pytest.mark.parametrize(("arguments", "message"), [
     (["resnet"], r"WORKLOAD='resnet': must be one of resnet9, vgg19.*or package\.module:factory; "
                  r"nearest legal value: resnet"),
-    (["mathcoder"], r"WORKLOAD='mathcoder': is not available in this version"),
+    (["ape"], r"WORKLOAD='ape': is not available in this version"),
     (["resnet9", "--batch", "0"], r"--batch=0: must be at least 1"),
     (["resnet9", "--size", "huge"], r"--size='huge': must be one of tiny, small, full"),
     (["resnet9", "--pattern", "3:4"], r"--pattern='3:4': the array runs dense, or N:M"),
