@@ -23,6 +23,7 @@ from models.llm.prompt_attention import (
     IMAGE_ROWS,
     PROJECTIONS,
     PromptAttention,
+    UngatedPrompt,
     misfit,
     plug_in,
     unplug,
@@ -60,6 +61,10 @@ class AdapterConfig(BaseModel):
     zero_init: bool = Field(
         True, description="Gates start at zero. False is the ablation of random initialisation: "
         "gates are drawn from N(0, 1) as prompts are, so that prompts act from the first step on.")
+    gated: bool = Field(
+        True, description="Prompts have a softmax of their own behind gates. False is the ablation "
+        "of ordinary attention: one softmax over prompt and words, in which random prompts act "
+        "from the first step on; gate, tanh and zero_init then mean nothing.")
     visual: Literal["none", "late", "early"] = Field(
         "none", description="late: the projected feature of an image is added to every prompt row "
         "of every adapted layer (V1, equations 9 and 10). early: the first layers attend to rows "
@@ -79,10 +84,12 @@ class AdapterConfig(BaseModel):
         "output", description="Where the scale acts: output (paper) or input (released code).")
 
     @model_validator(mode="after")
-    def _image_has_a_width(self) -> AdapterConfig:
+    def _fits_together(self) -> AdapterConfig:
         if (self.visual == "none") != (self.image_width == 0):
             rule = "must be above 0 with visual='late' or 'early', and 0 without"
             raise ParameterError("image_width", self.image_width, rule)
+        if self.visual != "none" and not self.gated:
+            raise ParameterError("visual", self.visual, "must be 'none' without gates", "none")
         return self
 
     @classmethod
@@ -200,7 +207,8 @@ def insert_adapter(base: PreTrainedModel, config: AdapterConfig) -> Adapter:
     for attention in found[-config.layers:]:
         plug_in(attention, PromptAttention(
             attention, config.prompt, _gates(attention, config), config.tanh, config.zero_init,
-            conditioned=config.visual == "late"))
+            conditioned=config.visual == "late",
+        ) if config.gated else UngatedPrompt(attention, config.prompt))
     if config.visual == "early":
         for attention in found[:config.visual_layers]:
             plug_in(attention, VisualAttention(
@@ -307,7 +315,7 @@ def image_rows(base: nn.Module, images: Tensor | None = None) -> dict[str, Tenso
 
 
 def gate_statistics(model: nn.Module) -> list[GateStatistics]:
-    """Of each adapted layer, in order: are the gates moving?"""
+    """Of each adapted layer that has gates, in order: are they moving?"""
     found = []
     for layer, adapter in _adapted(model):
         if isinstance(adapter, PromptAttention | VisualAttention):

@@ -71,10 +71,12 @@ def export_peft(model: nn.Module, folder: Path | str) -> None:
 
     Raises
     ------
-    ParameterError: a gate a head, an adapter that sees images, or a base on which PEFT computes
-        something else.
+    ParameterError: no gates, or a gate a head, an adapter that sees images, or a base on which
+        PEFT computes something else.
     """
     base, config = adapter_base(model), adapter_root(model).config
+    if not config.gated:
+        raise ParameterError("gated", False, "PEFT has no prompts without gates", True)
     if config.gate != "scalar":
         raise ParameterError("gate", config.gate, "PEFT has one gate a layer, which a gate a head "
                              "cannot be turned into; train with", "scalar")

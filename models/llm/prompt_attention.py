@@ -13,6 +13,8 @@ and gates are FP32 whatever the base is.
 The term is added inside the attention of Hugging Face, which itself runs unchanged, key-value cache
 and all: an attention function of transformers calls the one that the base would use and adds to
 what it returns. So an attention fits by its parts, not by its name; see :func:`misfit`.
+
+:class:`UngatedPrompt` is the ablation: prompts among the words, in one softmax, without a gate.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from algorithms import NmLayer, ParameterError
 from models.llm.unlocked import UNLOCKED_HOOKS, is_unlocked
 
 __all__ = [
-    "IMAGE_ROWS", "PROJECTIONS", "PromptAttention", "attend_rows", "misfit", "plug_in",
-    "project_rows", "unplug",
+    "IMAGE_ROWS", "PROJECTIONS", "PromptAttention", "UngatedPrompt", "attend_rows", "misfit",
+    "plug_in", "project_rows", "unplug",
 ]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -125,6 +127,41 @@ class PromptAttention(nn.Module):
         return {**self.__dict__, "_cached": None}
 
 
+class UngatedPrompt(nn.Module):
+    """The prompt of one layer among its words: one softmax over both, no gate.
+
+    So prompts are inserted by the ordinary attention that section 3.2 replaces: random as they are
+    at first, they take attention away from the words from the first step on. ``prompt`` (K, width)
+    is float32. Parameters as for :class:`PromptAttention`.
+    """
+
+    def __init__(self, attention: Any, rows: int) -> None:
+        super().__init__()
+        weight = attention.k_proj.weight
+        self.prompt = nn.Parameter(
+            torch.randn(rows, weight.shape[1], dtype=torch.float32, device=weight.device))
+        self.enabled = True
+
+    def forward(
+        self, attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values (B, kv_heads, T, d) to the same of K + T, and the mask that they need.
+
+        ``mask`` (B or 1, 1, S, T), boolean or added to scores; ``None`` is causal. Prompts come
+        first and every query sees them.
+        """
+        rows = project_rows(attention, self.prompt.to(query.dtype).unsqueeze(0))
+        seen, length = query.shape[2], key.shape[2]
+        if mask is None:
+            hidden = torch.ones(seen, length, dtype=torch.bool, device=query.device)
+            mask = torch.zeros(1, 1, seen, length, dtype=query.dtype, device=query.device)
+            mask = mask.masked_fill(hidden.triu(length - seen + 1), -torch.inf)
+        free = mask.new_full((*mask.shape[:-1], len(self.prompt)), mask.dtype == torch.bool)
+        key, value = (torch.cat([own.expand(len(query), -1, -1, -1), part], 2)
+                      for own, part in zip(rows, (key, value), strict=True))
+        return key, value, torch.cat([free, mask], -1)
+
+
 class _Cached(NamedTuple):
     """Keys and values, what they were made for and from: storage that is held is not reused."""
 
@@ -198,7 +235,8 @@ def plug_in(attention: Any, adapter: nn.Module) -> None:
 
     Any module may be one; it has an attribute ``enabled``, and its result has the shape of
     ``query``, the rotated queries (B, heads, S, d), or is ``None`` where nothing is added.
-    ``image`` is what the forward pass was given as :data:`IMAGE_ROWS`.
+    ``image`` is what the forward pass was given as :data:`IMAGE_ROWS`. A :class:`UngatedPrompt`
+    acts on keys and values instead.
     """
     attention.add_module("adapter", adapter)
     attention.config = _Config(attention.config)
@@ -232,8 +270,13 @@ def _attention_function(
     image = options.pop(IMAGE_ROWS, None)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     plain = ALL_ATTENTION_FUNCTIONS.get_interface(module.config.base._attn_implementation, eager)
+    adapter = module.adapter
+    added = None
+    if adapter.enabled and isinstance(adapter, UngatedPrompt):
+        key, value, mask = adapter(module, query, key, value, mask)
+    elif adapter.enabled:
+        added = adapter(module, query, image)
     mixed, weights = plain(module, query, key, value, mask, **options)
-    added = module.adapter(module, query, image) if module.adapter.enabled else None
     return mixed if added is None else mixed + added.transpose(1, 2), weights
 
 

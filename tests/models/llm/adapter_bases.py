@@ -57,7 +57,7 @@ def adapted(family: str = "llama", *, opened: bool = True, **values: Any) -> Any
 
 
 def adapters(model: nn.Module) -> list[Any]:
-    """In order of layers."""
+    """In order of layers, those that have gates."""
     return [module for module in model.modules() if isinstance(module, PromptAttention)]
 
 
@@ -88,6 +88,7 @@ def tokenwise(model: Any, ids: Tensor = IDS) -> Tensor:
 def direct(attention: Any, x: Tensor, window: int | None = None) -> Tensor:
     """Attention (B, S, width) written out head by head in float64, equations 4 to 7 of the paper.
 
+    Without gates one softmax over prompt and words, in place of equations 5 to 7.
     Rotary positions as products of complex numbers, of feature i and feature i + d / 2.
     """
     size, adapter = attention.head_dim, attention.adapter
@@ -115,8 +116,8 @@ def direct(attention: Any, x: Tensor, window: int | None = None) -> Tensor:
                       * weight for part in parts)
         return list(torch.split(torch.cat(parts, -1), size, -1))
 
-    prompt, gate = adapter.prompt.detach().double(), adapter.gate.detach().double()
-    gate = gate.tanh() if adapter.tanh else gate
+    prompt, gated = adapter.prompt.detach().double(), isinstance(adapter, PromptAttention)
+    gate = adapter.strength.detach().double() if gated else torch.zeros(1)
     gate = gate.expand(HEADS)
     hidden = torch.ones(length, length).triu(1).bool()
     if window is not None:
@@ -127,9 +128,15 @@ def direct(attention: Any, x: Tensor, window: int | None = None) -> Tensor:
     for head, query in enumerate(map(rotate, queries)):
         shared = head * len(keys) // HEADS
         scores = query @ rotate(keys[shared]).mT / size ** 0.5
-        tokens = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values[shared]
-        weighted = (query @ prompt_keys[shared].T / size ** 0.5).softmax(-1)
-        mixed.append(tokens + gate[head] * (weighted @ prompt_values[shared]))
+        scores = scores.masked_fill(hidden, -torch.inf)
+        of_prompt = query @ prompt_keys[shared].T / size ** 0.5
+        if not gated:
+            weights = torch.cat([of_prompt, scores], -1).softmax(-1)
+            both = prompt_values[shared].expand(len(x), -1, -1), values[shared]
+            mixed.append(weights @ torch.cat(both, 1))
+            continue
+        weighted = of_prompt.softmax(-1) @ prompt_values[shared]
+        mixed.append(scores.softmax(-1) @ values[shared] + gate[head] * weighted)
     out: Tensor = torch.cat(mixed, -1) @ attention.o_proj.weight.detach().double().T
     if attention.o_proj.bias is not None:
         out = out + attention.o_proj.bias.detach().double()

@@ -123,6 +123,22 @@ def test_random_initialisation_acts_from_the_first_step_on() -> None:
     assert all(adapter.prompt.grad.any() for adapter in adapters(base))
 
 
+def test_a_prompt_without_gates_acts_from_the_first_step_on_and_can_be_taken_out() -> None:
+    base = base_model().requires_grad_(False)
+    before = logits(base)
+    insert_adapter(base, AdapterConfig(layers=2, prompt=5, gated=False))
+    assert set(adapter_parameters(base)) == {
+        f"model.layers.{layer}.self_attn.adapter.prompt" for layer in (1, 2)}
+    assert gate_statistics(base) == [] and (logits(base) - before).abs().max() > 1e-2
+    logits(base).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(values.grad is not None and values.grad.any()
+               for values in adapter_parameters(base).values())
+    with disabled(base):
+        assert torch.equal(logits(base), before)
+    remove_adapter(base)
+    assert torch.equal(logits(base), before)
+
+
 def test_images_are_added_to_every_prompt_row() -> None:
     model = adapted(**IMAGES)
     root = adapter_root(model)
@@ -241,6 +257,8 @@ def test_bad_parameters_are_refused() -> None:
         ({"layers": 1, "prompt": 1, "gates": "head"}, "gates='head': .*legal value: gate"),
         ({"layers": 1, "prompt": 1, "visual": "late"}, "image_width=0: must be above 0"),
         ({"layers": 1, "prompt": 1, "image_width": 3}, "image_width=3: must be above 0 .*without"),
+        ({"layers": 1, "prompt": 1, "gated": False, "visual": "late", "image_width": 3},
+         "visual='late': must be 'none' without gates; nearest legal value: none"),
     ):
         with pytest.raises(ParameterError, match=message):
             AdapterConfig.make(**values)

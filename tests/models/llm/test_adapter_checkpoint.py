@@ -33,7 +33,8 @@ def logits(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("values", [
-    {}, {"gate": "scalar", "tanh": False}, {"zero_init": False, "prompt": 3}, IMAGES])
+    {}, {"gate": "scalar", "tanh": False}, {"zero_init": False, "prompt": 3}, {"gated": False},
+    IMAGES])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 def test_round_trips_are_exact(tmp_path: Path, family: str, values: dict[str, Any]) -> None:
     model = adapted(family, **values)

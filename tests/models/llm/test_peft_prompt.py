@@ -94,6 +94,7 @@ def test_files_have_peft_s_keys_and_shapes(tmp_path: Path) -> None:
 
 def test_what_peft_has_no_counterpart_for_is_refused(tmp_path: Path) -> None:
     for model, message in (
+        (ours(gated=False), "gated=False: PEFT has no prompts without gates; nearest .*: True"),
         (ours(gate="head"), "gate='head': PEFT has one gate a layer"),
         (ours(visual="late", image_width=4), "visual='late': PEFT has no prompts with images"),
         (ours("qwen2"), "base='qwen2': PEFT has adaption prompts for llama and mistral of"),

@@ -27,6 +27,7 @@ from models.llm.adapter import AdapterConfig, insert_adapter
 from models.llm.prompt_attention import misfit
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
+GATED = pytest.mark.parametrize("gated", [True, False], ids=["gated", "ungated"])
 KERNEL = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 WINDOW = {"mistral": 3}
@@ -77,8 +78,9 @@ def test_first_logits_are_the_bases_bit_for_bit(family: str, kernel: str) -> Non
 @FAMILY
 @KERNEL
 @pytest.mark.parametrize("cached", [False, True], ids=["whole", "tokenwise"])
-def test_attention_is_the_papers(family: str, kernel: str, cached: bool) -> None:
-    model = adapted(family)
+@GATED
+def test_attention_is_the_papers(family: str, kernel: str, cached: bool, gated: bool) -> None:
+    model = adapted(family, gated=gated)
     model.set_attn_implementation(kernel)
     seen: dict[Any, list[tuple[Tensor, Tensor]]] = {}
     for attention in [layer.self_attn for layer in model.model.layers[1:]]:
@@ -93,7 +95,7 @@ def test_attention_is_the_papers(family: str, kernel: str, cached: bool) -> None
         x, mixed = (torch.cat(parts, 1).double() for parts in zip(*pieces, strict=True))
         torch.testing.assert_close(mixed, direct(attention, x, WINDOW.get(family)), **EXACT)
         # A tolerance that would also pass without prompts shows nothing.
-        nn.init.zeros_(attention.adapter.gate)
+        nn.init.zeros_(attention.adapter.gate if gated else attention.adapter.prompt)
         assert (mixed - direct(attention, x, WINDOW.get(family))).abs().max() > 1e-3
 
 
@@ -124,8 +126,9 @@ def test_caches_change_nothing(family: str, kernel: str) -> None:
 
 
 @KERNEL
-def test_padding_in_front_changes_nothing(kernel: str) -> None:
-    model = adapted()
+@GATED
+def test_padding_in_front_changes_nothing(kernel: str, gated: bool) -> None:
+    model = adapted(gated=gated)
     model.set_attn_implementation(kernel)
     ids, mask = padded()
     # Rotated queries meet prompt keys that are not, so positions must be those without padding.
@@ -140,8 +143,9 @@ def test_padding_in_front_changes_nothing(kernel: str) -> None:
         torch.testing.assert_close(answers.logits[-1][row], one.logits[-1][0], **EXACT)
 
 
-def test_generation_with_and_without_a_cache_is_the_same() -> None:
-    model, (ids, mask) = adapted(), padded()
+@GATED
+def test_generation_with_and_without_a_cache_is_the_same(gated: bool) -> None:
+    model, (ids, mask) = adapted(gated=gated), padded()
     kept, whole = (generated(model, ids, mask, use_cache=use) for use in (True, False))
     assert torch.equal(kept.sequences, whole.sequences)
     for pair in zip(kept.logits, whole.logits, strict=True):
