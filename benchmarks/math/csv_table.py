@@ -27,7 +27,16 @@ from benchmarks.console import one_line_errors, stdout
 from models.math.prompts import recognise
 from models.math.solution import read_traces
 from models.math.verification import Attempt, attempts
-from models.math.voting import PLAIN, STATES, State, Vote, Weights, same_answer, vote
+from models.math.voting import (
+    PLAIN,
+    STATES,
+    State,
+    Vote,
+    Weights,
+    precision_and_recall,
+    same_answer,
+    vote,
+)
 
 __all__ = ["Group", "Sample", "Score", "Verifier", "accuracy", "depth_table", "groups_of", "main",
            "read_samples", "sizes", "verifier", "verifier_table", "vote_table"]
@@ -158,10 +167,7 @@ def verifier(group: Group) -> Verifier:
     """Quality of the verdicts on final answers."""
     final = [(sample.attempts[-1].verdict.state == "True",
               group.right(sample.attempts[-1].answer, sample)) for sample in group.samples]
-    both = sum(said and right for said, right in final)
-    said, right = (sum(column) for column in zip(*final, strict=True))
-    return Verifier(100 * both / said if said else None, 100 * both / right if right else None,
-                    100 * fmean(says == is_ for says, is_ in final))
+    return Verifier(*precision_and_recall(final), 100 * fmean(says == is_ for says, is_ in final))
 
 
 def vote_table(groups: Sequence[Group], weights: Weights, seeds: Sequence[int]) -> Table:

@@ -2,7 +2,7 @@
 
 FILE is a JSONL file with, on each line, ``answer``, ``reference`` and ``equal``, whether the two
 are the same, or in place of the answer the text of a ``solution`` in which to look for it; or a
-file of traces with a ``ground_truth``, whose answer is looked for in the last block.
+file of traces with a ``ground_truth``, whose final answer is read as ``csv_table`` reads it.
 Traces are labelled by ``equal`` too, or all of them by a file name that ends in ``-correct.jsonl``
 or ``-wrong.jsonl``, as MathCoder's do, or by ``--label``. Prints by which rule answers were found
 equal, and all that the grader and the labels disagree on; the status is then 1.
@@ -23,9 +23,11 @@ from rich.table import Table
 
 from algorithms import ParameterError
 from benchmarks.console import one_line_errors, stdout
-from models.math.grader import RULES, TOLERANCE, Grade, extract_answer, grade
-from models.math.jsonl import Record, read_jsonl, validated
-from models.math.solution import final_text, read_trace
+from models.jsonl import Record, read_jsonl, validated
+from models.math.extraction import extract_answer
+from models.math.grader import RULES, TOLERANCE, Grade, grade
+from models.math.solution import read_trace
+from models.math.verification import attempts
 
 __all__ = ["Case", "main", "read_cases"]
 
@@ -107,8 +109,7 @@ def _case_of_trace(record: Record, label: bool | None) -> Case:
     if not isinstance(equal, bool):
         raise ParameterError(f"{record.where}: equal", equal,
                              "must be true or false, or the file labelled by --label")
-    return Case(record.where, extract_answer(final_text(trace) or ""), trace.ground_truth.answer,
-                equal)
+    return Case(record.where, attempts(trace.messages)[-1].answer, trace.ground_truth.answer, equal)
 
 
 def _print(cases: Sequence[Case], grades: Sequence[Grade]) -> int:
@@ -126,7 +127,7 @@ def _print(cases: Sequence[Case], grades: Sequence[Grade]) -> int:
         report = Table("where", "answer", "reference", "label", "grader", "rule",
                        title="disagreements")
         for case, found in wrong[:_SHOWN]:
-            report.add_row(*map(escape, (
+            report.add_row(*map(_shown, (
                 case.where, "" if case.answer is None else case.answer[:60], case.reference[:60],
                 _word(case.equal), _word(found.equal), found.rule)))
         console.print(report)
@@ -134,6 +135,12 @@ def _print(cases: Sequence[Case], grades: Sequence[Grade]) -> int:
     console.print(f"The grader agrees with {agreed:,} of {len(cases):,} labels "
                   f"({agreed / len(cases):.2%}).")
     return len(wrong)
+
+
+def _shown(text: str) -> str:
+    """``text`` for a table, control characters and lone surrogates as Python writes them."""
+    return escape("".join(each if each.isprintable() else each.encode("unicode_escape").decode()
+                          for each in text))
 
 
 def _word(equal: bool) -> str:

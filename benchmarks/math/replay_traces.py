@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if value is not None and value < 1:
             raise ParameterError(f"--{name}", value, "must be 1 or more", 1)
     limits = Limits(cell_seconds=options.seconds)
-    traces = islice(read_traces(options.file), options.limit)
+    # A malformed line is told before the first cell runs.
+    traces = list(islice(read_traces(options.file), options.limit))
     try:
         replays = list(replay_all(traces, options.jobs, limits,
                                   "none" if options.unsandboxed else "auto"))

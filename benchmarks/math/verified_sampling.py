@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.math.mathcoder_training import solver
@@ -14,7 +16,7 @@ from benchmarks.training import reproducible
 from models.llm.llama import Llama
 from models.math.grader import grade
 from models.math.verification import SelfVerifier
-from models.math.voting import PLAIN, Vote, Weights, vote
+from models.math.voting import PLAIN, Vote, Weights, precision_and_recall, vote
 
 __all__ = ["WEIGHTS", "Informed", "information", "sample_votes", "shuffled", "won"]
 
@@ -70,11 +72,7 @@ def information(votes: Sequence[Sequence[Vote]], asked: Sequence[Problem]) -> In
     judged = [(each.state == "True", grade(each.answer, problem.answer).equal)
               for of_one, problem in zip(votes, asked, strict=True)
               for each in of_one if each.answer is not None]
-    both = sum(true and right for true, right in judged)
-    return Informed(_share(both, sum(true for true, _ in judged)),
-                    _share(both, sum(right for _, right in judged)),
-                    _share(sum(right for _, right in judged), len(judged)))
-
-
-def _share(part: int, whole: int) -> float:
-    return 100 * part / whole if whole else float("nan")
+    precision, recall = (math.nan if share is None else share
+                         for share in precision_and_recall(judged))
+    return Informed(precision, recall,
+                    100 * fmean(right for _, right in judged) if judged else math.nan)

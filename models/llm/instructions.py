@@ -8,22 +8,23 @@ tokens here as in generation.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from algorithms import ParameterError, closest
+from algorithms import ParameterError
+from models.jsonl import read_jsonl, read_list, validated
+from models.llm.choices import one_of
 
 __all__ = [
     "IGNORED", "Instruction", "InstructionBatch", "Overlong", "TokenisedInstruction",
-    "instruction_batches", "prompt_ids", "read_instructions", "tokenise_instructions",
+    "instruction_batches", "pad_id", "prompt_ids", "read_instructions", "tokenise_instructions",
 ]
 
 IGNORED = -100
@@ -75,30 +76,17 @@ class InstructionBatch(NamedTuple):
 
 
 def read_instructions(path: Path | str) -> list[Instruction]:
-    """Samples of a JSON file, a list, or of a JSONL file, one a line, by its suffix ``.jsonl``.
+    """Samples to train on, of a file with a JSON list or, called ``.jsonl``, with one a line.
 
     Raises
     ------
     ParameterError: a missing or empty file; malformed JSON or a sample that is none, with the file
         and the line, or the number of the item in the list from 1.
     """
-    source = Path(path)
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        reason = getattr(failure, "strerror", None) or "not UTF-8"
-        raise ParameterError("data", str(source), f"cannot be read ({reason})") from None
-    if source.suffix == ".jsonl":
-        samples = [_sample(_parsed(line, source, number), f"{source}:{number}")
-                   for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    else:
-        raw = _parsed(text, source, 1)
-        if not isinstance(raw, list):
-            raise ParameterError("data", str(source), "must hold a list of samples; one sample a "
-                                 "line is read from a file called .jsonl")
-        samples = [_sample(item, f"{source}, item {number}") for number, item in enumerate(raw, 1)]
+    rows = read_jsonl(path) if Path(path).suffix == ".jsonl" else read_list(path)
+    samples = [validated(Instruction, value, where) for where, value in rows]
     if not samples:
-        raise ParameterError("data", str(source), "has no samples")
+        raise ParameterError("file", str(path), "has no samples")
     return samples
 
 
@@ -111,6 +99,9 @@ def tokenise_instructions(
 ) -> list[TokenisedInstruction]:
     """Sequences of at most ``max_tokens`` tokens, start and end token included.
 
+    Samples without an output, which lists in Alpaca's format may have, are left out: they would
+    teach nothing but to stop.
+
     Parameters
     ----------
     overlong: what to do with longer ones. A sequence whose prompt leaves no room for an answer is
@@ -122,27 +113,28 @@ def tokenise_instructions(
     ParameterError: an unknown policy, a tokenizer without an end token, a sequence that is too
         long, or nothing left.
     """
-    if overlong not in get_args(Overlong):
-        known = get_args(Overlong)
-        raise ParameterError("overlong", overlong, f"must be one of {', '.join(known)}",
-                             closest(str(overlong), known))
+    one_of("overlong", overlong, get_args(Overlong))
     end = tokenizer.eos_token_id
     if end is None:
         raise ParameterError("tokenizer", type(tokenizer).__name__, "has no end token (eos_token)")
     made = []
     for number, sample in enumerate(samples, 1):
+        if not sample.output.strip():
+            continue
         prompt = prompt_ids(sample, tokenizer)
         ids = [*prompt, *_encoded(sample.output, tokenizer), end]
         if len(ids) > max_tokens and overlong == "drop":
             continue
-        if len(ids) > max_tokens and (overlong == "error" or len(prompt) >= max_tokens):
-            what = "prompt alone" if overlong == "truncate" else "sequence"
-            tokens = len(prompt) if overlong == "truncate" else len(ids)
-            raise ParameterError(f"{origin}, item {number}", tokens,
-                                 f"its {what} has more than {max_tokens} tokens")
+        if len(ids) > max_tokens and overlong == "error":
+            raise ParameterError(f"{origin}, item {number}", len(ids),
+                                 f"its sequence has more than {max_tokens} tokens")
+        if len(prompt) >= max_tokens:
+            raise ParameterError(f"{origin}, item {number}", len(prompt), "its prompt leaves no "
+                                 f"room for an answer within {max_tokens} tokens")
         made.append(TokenisedInstruction(tuple(ids[:max_tokens]), len(prompt)))
     if not made:
-        raise ParameterError("data", origin, f"has no sample of at most {max_tokens} tokens")
+        raise ParameterError("data", origin, f"has no sample of at most {max_tokens} tokens "
+                             "that has an output")
     return made
 
 
@@ -150,6 +142,12 @@ def prompt_ids(sample: Instruction, tokenizer: PreTrainedTokenizerBase) -> list[
     """Token ids of the prompt behind the start token, where the tokenizer has one."""
     start = tokenizer.bos_token_id
     return [*([] if start is None else [start]), *_encoded(sample.prompt(), tokenizer)]
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Token id for padding, which is masked: the tokenizer's own, its end token's, or 0."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in found if token is not None))
 
 
 def instruction_batches(
@@ -191,23 +189,3 @@ def _batch(samples: Sequence[TokenisedInstruction], pad: int) -> InstructionBatc
 def _encoded(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False) if text else []
     return ids
-
-
-def _parsed(text: str, source: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as failure:
-        where = f"{source}:{line + failure.lineno - 1}"
-        value = text.splitlines()[failure.lineno - 1][:40] if text.strip() else text
-        raise ParameterError(where, value, f"is not JSON ({failure.msg}, column "
-                             f"{failure.colno})") from None
-
-
-def _sample(raw: Any, where: str) -> Instruction:
-    try:
-        return Instruction.model_validate(raw)
-    except ValidationError as failure:
-        first = failure.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "sample"
-        value = None if first["type"] == "missing" else str(first["input"])[:40]
-        raise ParameterError(f"{where}: {field}", value, first["msg"].lower()) from None

@@ -19,7 +19,12 @@ _RULES = ("Write Python code between ```python and ``` to have it run. Print wha
           "your message after the code, and wait: its output comes in the next message. Variables "
           "stay from one piece of code to the next. Without code, a message is your last.")
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-_FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(
+    r"^[^`\n]*(?P<fence>`{3,})[ \t]*(?P<language>[^\s`]*)[^`\n]*\n"
+    r"(?P<code>.*?)(?:(?:\r?\n|(?<=\n))[ \t]*(?P<close>(?P=fence))[ \t\r]*$|\Z)",
+    re.DOTALL | re.MULTILINE)
+"""A whole fenced block of any language, or one that is still open."""
+_PYTHON = frozenset(("", "python", "py", "python3"))
 
 
 class ChatMessage(TypedDict):
@@ -65,19 +70,21 @@ def chat_messages(prompt: str) -> list[ChatMessage]:
 
 
 def reply_blocks(reply: str, complete: bool) -> str:
-    """A chat model's reply in the solution format, up to and including its first code.
+    """A chat model's reply in the solution format, up to and including its first code: a fenced
+    block of Python or of no language; those of others are text.
 
     What follows the code was written without its output and is left out, as a stop string would
     have it. A reply that is not ``complete``, cut in a block, leaves that block open.
     """
-    fence = _FENCE.search(reply)
-    if fence is None:
+    fenced = next((found for found in _FENCED.finditer(reply)
+                   if found["language"].lower() in _PYTHON), None)
+    if fenced is None:
         ends = "<|endofblock|><|endofmessage|>" if complete else ""
         return f"<|text|>{reply}{ends}"
-    before = reply[:fence.start()]
+    before = reply[:fenced.start("fence")]
     text = f"<|text|>{before}<|endofblock|>" if before.strip() else ""
-    closed = complete or fence.group().endswith("```")
-    return f"{text}<|code|>{fence.group(1)}{'<|endofblock|>' if closed else ''}"
+    closed = complete or fenced["close"]
+    return f"{text}<|code|>{fenced['code']}{'<|endofblock|>' if closed else ''}"
 
 
 def _as_markdown(message: Message, block: Block) -> tuple[str, str]:

@@ -6,8 +6,8 @@ and factorials cost as little as sums.
 
 from __future__ import annotations
 
+import hashlib
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,11 +16,12 @@ from typing import Any
 
 from mpmath import MPContext
 
-__all__ = ["POINTS", "Call", "Expression", "Number", "Symbol", "Undefined", "exact_value", "nodes",
-           "value_at"]
+__all__ = ["POINTS", "Call", "Expression", "Number", "Symbol", "Undefined", "exact_value",
+           "has_variables", "nodes", "value_at"]
 
-POINTS = 4
-"""Points that expressions with variables are compared at."""
+POINTS = 12
+"""Points that expressions with variables are compared at: so many that signs of several variables
+do not go together by chance."""
 
 _DIGITS = 100
 _MOST_BITS = 20_000
@@ -69,6 +70,12 @@ def nodes(expression: Expression) -> Iterator[Expression]:
             yield from nodes(argument)
 
 
+def has_variables(expression: Expression) -> bool:
+    """Whether any part is a variable."""
+    return any(isinstance(node, Symbol) and node.name not in _CONSTANTS
+               for node in nodes(expression))
+
+
 def exact_value(expression: Expression) -> Fraction | None:
     """The value of a rational number made by sums, products, quotients and whole powers; ``None``
     for any other expression."""
@@ -91,7 +98,8 @@ def value_at(expression: Expression, point: int) -> Any:
     """The complex value, an mpmath number of 100 digits, where every variable has a value of its
     own that depends on its name and on the number of the point.
 
-    Values of variables are real and of either sign. Raises :class:`Undefined`.
+    Values of a variable are real, from 0.25 to 150 in size, the greatest ones of both signs.
+    Raises :class:`Undefined`.
     """
     context = _context()
     try:
@@ -115,7 +123,9 @@ def _value(expression: Expression, point: int, mp: Any) -> Any:
         result = _symbol(expression.name, point, mp)
     else:
         arguments = [_value(argument, point, mp) for argument in expression.arguments]
-        result = _FUNCTIONS[expression.name](mp, *arguments)
+        root = _odd_root(expression.arguments[1]) if expression.name == "^" else None
+        result = (_FUNCTIONS[expression.name](mp, *arguments) if root is None
+                  else _real_power(mp, arguments[0], root))
     if mp.isnan(result):
         raise Undefined
     if not mp.isinf(result) and result != 0 and abs(mp.mag(result)) > _MOST_BITS:
@@ -126,9 +136,15 @@ def _value(expression: Expression, point: int, mp: Any) -> Any:
 def _symbol(name: str, point: int, mp: Any) -> Any:
     if name in _CONSTANTS:
         return _CONSTANTS[name](mp)
-    draw = zlib.crc32(f"{point} {name}".encode())
-    size = mp.mpf(draw % 1_000_003) / 400_000 + mp.mpf(1) / 7
-    return -size if draw >> 20 & 1 else size
+    draw = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    # Every variable has each magnitude once, in an order of its own.
+    rank = (point + draw[0]) % POINTS
+    part = mp.mpf(int.from_bytes(hashlib.sha256(draw + bytes([rank])).digest()[:4])) / 2**32
+    size = mp.mpf(2) ** (mp.mpf(rank) * 3 / 4 - 2) * (1 + part)
+    # The two greatest differ in sign, so that each sign occurs, and far from zero.
+    last = rank == POINTS - 1
+    negative = (int.from_bytes(draw[1:3]) >> (rank - last) & 1) != last
+    return -size if negative else size
 
 
 def _bits(value: int) -> int:
@@ -164,6 +180,20 @@ def _power(mp: Any, base: Any, exponent: Any) -> Any:
     if not mp.isinf(base) and not mp.isinf(exponent):
         _limited(mp, exponent * mp.log(base))
     return mp.power(base, exponent)
+
+
+def _odd_root(exponent: Expression) -> Fraction | None:
+    """An exponent with an odd root in it."""
+    value = exact_value(exponent)
+    return value if value is not None and value.denominator % 2 and value.denominator > 1 else None
+
+
+def _real_power(mp: Any, base: Any, exponent: Fraction) -> Any:
+    """A power with an odd root in it: real where the base is negative, as roots are."""
+    power = mp.mpf(exponent.numerator) / exponent.denominator
+    if mp.im(base) == 0 and mp.re(base) < 0:
+        return _power(mp, -base, power) * (-1 if exponent.numerator % 2 else 1)
+    return _power(mp, base, power)
 
 
 def _limited(mp: Any, exponent: Any) -> Any:

@@ -20,9 +20,9 @@ from models.math.expressions import (
     POINTS,
     Expression,
     Number,
-    Symbol,
     Undefined,
     exact_value,
+    has_variables,
     nodes,
     value_at,
 )
@@ -38,7 +38,7 @@ from models.math.latex import (
     plain_text,
     read_answer,
 )
-from models.math.scalars import CONSTANTS
+from models.math.units import units_agree
 
 __all__ = ["RULES", "TOLERANCE", "Grade", "boxed", "extract_answer", "grade", "readings"]
 
@@ -69,8 +69,8 @@ def grade(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> Grade
     """Compare two answers; whichever is called the reference does not matter.
 
     Any string equals itself, and no string raises. Units count where both answers have one. A
-    decimal equals another number within a relative ``tolerance``; numbers without decimals must be
-    equal exactly.
+    decimal equals another number within a relative ``tolerance``; numbers without decimals, and
+    two of whole value however they are written, must be equal exactly.
     """
     if answer == reference:
         return Grade(True, "string")
@@ -142,7 +142,7 @@ class _Comparison:
         return ""
 
     def scalars(self, one: Scalar, other: Scalar) -> str:
-        if one.unit and other.unit and one.unit != other.unit:
+        if not units_agree(one.unit, other.unit):
             return ""
         if one.expression == other.expression:
             return "symbolic" if exact_value(one.expression) is None else "number"
@@ -151,6 +151,8 @@ class _Comparison:
         if left.exact is not None and right.exact is not None:
             if left.exact == right.exact:
                 return "number"
+            # Rounding does not write a whole number for another one.
+            decimal = decimal and not left.exact.denominator == right.exact.denominator == 1
             room = Fraction(self.tolerance) * max(abs(left.exact), abs(right.exact))
             return ("decimal tolerance" if decimal and abs(left.exact - right.exact) <= room
                     else "")
@@ -182,15 +184,12 @@ class _Comparison:
         return self.values[expression]
 
     def evaluated(self, expression: Expression) -> _Value:
-        parts = list(nodes(expression))
-        decimal = any(isinstance(part, Number) and part.decimal for part in parts)
+        decimal = any(isinstance(part, Number) and part.decimal for part in nodes(expression))
         exact = exact_value(expression)
         if exact is not None:
-            expression, parts = Number(exact), []
-        variables = any(isinstance(part, Symbol) and part.name not in CONSTANTS.values()
-                        for part in parts)
+            expression = Number(exact)
         points: list[Any] = []
-        for point in range(POINTS if variables else 1):
+        for point in range(POINTS if has_variables(expression) else 1):
             self.in_time()
             try:
                 points.append(value_at(expression, point))

@@ -25,7 +25,7 @@ from models.math.generators import Generator
 from models.math.grader import extract_answer, grade
 from models.math.problems import Problem
 from models.math.similarity import SeedIndex
-from models.math.solution import SPECIAL_TOKENS, GroundTruth, Trace, final_text, render
+from models.math.solution import SPECIAL_TOKEN, GroundTruth, Trace, final_text, render
 from models.math.solver import STOP, MathCoder, problem_messages
 
 __all__ = ["Candidate", "CodeSolution", "Dataset", "InterpolationOptions", "Provenance", "Stage",
@@ -35,7 +35,6 @@ __all__ = ["Candidate", "CodeSolution", "Dataset", "InterpolationOptions", "Prov
 Winner = Literal["Problem 1", "Problem 2", "Tie"]
 """A judge's answer to which problem is more difficult."""
 
-_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 _LABEL = re.compile(r"\A\s*\**(?:new )?(?:problem|question)(?: \d+)?\**\s*:\**\s*",
                     re.IGNORECASE)
 _VERDICT = re.compile(r"\b(problem\s*([12])|tie)\b", re.IGNORECASE)
@@ -119,7 +118,7 @@ class Candidate(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """The data set, to be written by :func:`models.math.jsonl.write_jsonl`, and how it came about.
+    """The data set, to be written by :func:`models.jsonl.write_jsonl`, and how it came about.
     """
 
     solutions: list[CodeSolution]
@@ -289,11 +288,11 @@ def self_distil(
 
 
 def _prompt(text: str) -> str:
-    return render(problem_messages(_TOKEN.sub("", text)), open_role="assistant")
+    return render(problem_messages(SPECIAL_TOKEN.sub("", text)), open_role="assistant")
 
 
 def _plain(text: str) -> str:
-    return _TOKEN.sub("\n", text).strip()
+    return SPECIAL_TOKEN.sub("\n", text).strip()
 
 
 def _question(text: str) -> str:

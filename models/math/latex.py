@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from models.math.expressions import Call, Expression, Number, Symbol, nodes
-from models.math.scalars import CONSTANTS, Malformed, Token, read_scalar, tokenise, variants
-from models.math.units import unit_name
+from models.math.expressions import Call, Expression, Number, Symbol, has_variables
+from models.math.scalars import (
+    CONSTANTS,
+    Malformed,
+    Token,
+    bare_word,
+    read_scalar,
+    tokenise,
+    variants,
+)
+from models.math.units import RATES, SCALES, UNITS, unit_name
 
 __all__ = ["LONGEST", "Answer", "Equation", "Group", "Malformed", "Scalar", "Words", "cleaned",
            "plain_text", "read_answer"]
@@ -102,6 +110,9 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d]|,\d)")
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?(.*)\\end\s*\{\1\}",
                      re.DOTALL)
 _OPENING, _CLOSING = frozenset((r"\{", "(", "[", "{")), frozenset((r"\}", ")", "]", "}"))
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
+"""Scales by their letters behind a sign of degrees."""
+_RATE_LETTERS = frozenset("mglhst")
 _ANGLES = frozenset(("sin", "cos", "tan", "sec", "csc", "cot"))
 _RELATIONS = ("=", "!=", "<", ">", "<=", ">=")
 _SET_TOKENS = {"\u222a": "cup", "\u2208": "in"}
@@ -170,7 +181,16 @@ def _whole(text: str) -> Answer:
             raise Malformed("too many items")
         brackets = "|" if matrix.group(1) == "vmatrix" else ""
         return Group("matrix", tuple(Group("tuple", tuple(row)) for row in cells), brackets)
-    return _structure(_marked(text))
+    tokens = _marked(text)
+    return _word(tokens) or _structure(tokens)
+
+
+def _word(tokens: Sequence[Token]) -> Words | None:
+    """The word that an answer or an item of several consists of, where letters spell one."""
+    spelt = tokens[0].run if tokens else ""
+    # Several runs, as of ``no no``, are longer than the first.
+    alone = len(tokens) == len(spelt) and all(token.run == spelt for token in tokens)
+    return Words(spelt.casefold()) if alone and bare_word(spelt) else None
 
 
 def _marked(text: str) -> list[Token]:
@@ -213,7 +233,7 @@ def _items(parts: Sequence[Sequence[Token]]) -> tuple[Answer, ...]:
         raise Malformed("too many items")
     items: list[Answer] = []
     for part in parts:
-        item = _structure(part)
+        item = _word(part) or _structure(part)
         # The two values of a plus-minus among others are items themselves.
         items += item.items if isinstance(item, Group) and item.kind == "list" else (item,)
     return tuple(items)
@@ -246,7 +266,7 @@ def _relation(tokens: Sequence[Token]) -> Answer | None:
     answers = tuple(_structure(side) for side in sides)
     if set(signs) == {"="}:
         first = answers[0]
-        if isinstance(first, Scalar) and not _has_variables(first.expression):
+        if isinstance(first, Scalar) and not has_variables(first.expression):
             return answers[-1]
         named = re.fullmatch(r"[A-Za-z](?:_\w+)?(?:\([A-Za-z]\))?|\\?[a-z]+", name)
         return Equation(("=",), (first, answers[-1]), name if named else "")
@@ -261,7 +281,7 @@ def _interval(signs: Sequence[str], sides: Sequence[Answer]) -> Group | None:
     bounds = [side for at, side in enumerate(scalars) if at not in places]
     if (len(scalars) < len(sides) or len(places) != 1 or len(sides) > 3
             or not {"<", "<="} >= set(signs)
-            or any(_has_variables(side.expression) for side in bounds)):
+            or any(has_variables(side.expression) for side in bounds)):
         return None
     place = places[0]
     infinite = Symbol("oo")
@@ -306,12 +326,24 @@ def _scalar(tokens: Sequence[Token]) -> Answer:
     based = _in_base(tokens)
     if based:
         return based
-    number, unit = _split_unit(tokens)
+    number, words = _split_unit(tokens)
     if any(token.kind == "word" for token in number):
         raise Malformed("words inside")
     values = variants(read_scalar(number))
-    scalars = tuple(Scalar(value, unit) for value in values)
+    scalars = tuple(_measured(value, words) for value in values)
     return scalars[0] if len(scalars) == 1 else Group("list", scalars)
+
+
+def _measured(value: Expression, words: Sequence[str]) -> Scalar:
+    """A number and the words behind it: those that multiply it, a power, the unit."""
+    if words in (["squared"], ["cubed"]):
+        return Scalar(Call("^", (value, Number(Fraction(2 if words == ["squared"] else 3)))))
+    scaled = 0
+    while scaled < len(words) and words[scaled] in SCALES:
+        value = Call("*", (value, Number(SCALES[words[scaled]])))
+        scaled += 1
+    unit = " ".join(words[scaled:]).replace("°", "degree")
+    return Scalar(value, unit_name(re.sub(r"\^ (?=\d)", "^", unit)))
 
 
 def _in_base(tokens: Sequence[Token]) -> Scalar | None:
@@ -324,30 +356,48 @@ def _in_base(tokens: Sequence[Token]) -> Scalar | None:
     return Scalar(Number(Fraction(texts[0])), f"base {base}")
 
 
-def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], str]:
-    """Tokens of the number, and the unit behind it."""
+def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], list[str]]:
+    """Tokens of the number, and the words behind it."""
     # Of an angle inside a function the degree is no unit.
     signs = () if any(token.text in _ANGLES for token in tokens) else ("°", "%")
     start = len(tokens)
     while start > 0 and _in_unit(tokens, start - 1, signs):
         start -= 1
-    while start < len(tokens) and not (tokens[start].kind == "word"
-                                       or tokens[start].text in signs):
+    while start < len(tokens) and not (tokens[start].kind == "word" or tokens[start].text in signs
+                                       or _unit_letter(tokens, start)):
         start += 1
     if start == 0:
         raise Malformed("a unit alone")
-    words = " ".join(token.text for token in tokens[start:] if token.text not in "{}")
-    words = re.sub(r"\^ (?=\d)", "^", words.replace("°", "degree"))
-    return tokens[:start], unit_name(words)
+    found = [_TEMPERATURES.get(token.text, token.text) for token in tokens[start:]
+             if token.text not in "{}"]
+    return tokens[:start], " ".join(found).split()
 
 
 def _in_unit(tokens: Sequence[Token], at: int, signs: tuple[str, ...]) -> bool:
     token = tokens[at]
     return (token.kind == "word" or token.text in ("^", "{", "}", "/", *signs)
+            or _unit_letter(tokens, at)
             or (token.kind == "number" and token.text in ("2", "3") and at > 0
                 and tokens[at - 1].text in ("^", "{")))
 
 
-def _has_variables(expression: Expression) -> bool:
-    return any(isinstance(node, Symbol) and node.name not in CONSTANTS.values()
-               for node in nodes(expression))
+def _unit_letter(tokens: Sequence[Token], at: int) -> bool:
+    """Whether a letter is a unit: a scale of temperature, or one side of a rate as in km/h."""
+    texts = [token.text for token in tokens]
+    if tokens[at].kind != "symbol" or at == 0:
+        return False
+    if texts[at - 1] == "°" and texts[at] in _TEMPERATURES:
+        return True
+    if texts[at] not in _RATE_LETTERS:
+        return False
+    if texts[at - 1] == "/":
+        over = at - 2
+        return over > 0 and (_is_unit(tokens[over]) or (texts[over], texts[at]) in RATES)
+    under = at + 2
+    return texts[at + 1:under] == ["/"] and under < len(tokens) and tokens[
+        at - 1].kind == "number" and (_is_unit(tokens[under])
+                                      or (texts[at], texts[under]) in RATES)
+
+
+def _is_unit(token: Token) -> bool:
+    return token.kind == "word" and token.text in UNITS

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from algorithms import ParameterError, closest
+from models.jsonl import Record, read_jsonl, read_list, read_object, validated
 from models.math.extraction import boxed
-from models.math.jsonl import Record, read_jsonl, read_list, read_object, validated
 
 __all__ = ["READERS", "Problem", "read_gsm8k", "read_math", "read_problems", "read_svamp"]
 

@@ -1,8 +1,10 @@
 """Replays the code of recorded solutions and compares what it prints with what was recorded.
 
 Recorded outputs are those of a notebook, on another machine and of other versions. So outputs are
-compared without differences of white space, with decimals rounded to six places, sets in any order,
-and long output up to where it was cut; and an exception only with the fact that there was one.
+compared without white space, as far as it parts no words; without colours, ``Out[1]:`` and the
+notebook's own complaints; with decimals rounded to six places; with sets and dictionaries in any
+order; and long output up to where it was cut. Code that printed nothing matches
+``<empty_execution>``. Of exceptions and time-outs only the fact counts, not their text.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ class TraceReplay(BaseModel):
 
 
 def recorded_cells(trace: Trace) -> list[RecordedCell]:
-    """The assistant's code blocks that an execution follows."""
+    """The assistant's code blocks that an execution follows; their number is the code usage
+    frequency of arXiv:2308.07921."""
     return [RecordedCell(block.content, after.content)
             for message in trace.messages if message.role == "assistant"
             for block, after in zip(message.content, message.content[1:], strict=False)

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 from models.math.expressions import Call, Expression, Number, Symbol
 from models.math.units import UNITS
 
-__all__ = ["CONSTANTS", "FUNCTIONS", "Malformed", "Token", "read_scalar", "tokenise", "variants"]
+__all__ = ["CONSTANTS", "FUNCTIONS", "GREEK", "Malformed", "Token", "bare_word", "read_scalar",
+           "tokenise", "variants"]
 
 
 class Malformed(ValueError):
@@ -22,11 +23,13 @@ class Token(NamedTuple):
 
     ``word`` is a word or the content of ``\\text{}``, ``symbol`` a variable or a constant, and
     ``command`` a function or a construct of LaTeX, without its backslash.
+    ``run`` has the letters that a variable was written among, without space between.
     """
 
     kind: Literal["number", "symbol", "word", "command", "sign"]
     text: str
     spaced: bool = False
+    run: str = ""
 
 
 _LONGEST_EXPONENT = 4
@@ -34,11 +37,12 @@ _DEEPEST = 30
 _LONGEST_WORD = 3
 """Longer runs of letters are words, shorter ones products of variables, except for units."""
 
-_GREEK = frozenset((
+GREEK = frozenset((
     "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
     "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi",
     "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi",
     "Omega", "ell", "hbar"))
+"""Letters by the names that LaTeX has for them."""
 CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "inf": "oo", "oo": "oo", "e": "e",
              "i": "i", "E": "e", "I": "i"}
 """Names of constants as written. Capitals are so only where SymPy's printed form has them."""
@@ -89,6 +93,16 @@ def read_scalar(tokens: Sequence[Token]) -> Expression:
     return expression
 
 
+def bare_word(text: str) -> bool:
+    """Whether two or three letters that are a whole answer spell a word, no product of variables.
+
+    A product is in lower case, and has no vowel or only letters of a, b, c, u, v, w, x, y and z:
+    ``xy``, ``ab`` and ``mn`` are products; ``no``, ``Tom`` and ``BAC`` are words.
+    """
+    product = text.islower() and (not set(text) & set("aeiou") or set(text) <= set("abcuvwxyz"))
+    return len(text) > 1 and not product
+
+
 def variants(expression: Expression) -> tuple[Expression, ...]:
     """The two expressions that one with plus-minus signs stands for; itself where it has none."""
     upper, lower = _resolve(expression, True), _resolve(expression, False)
@@ -122,7 +136,7 @@ def _tokens(found: re.Match[str], spaced: bool) -> Iterator[Token]:
         name = found.group("command")
         if name in FUNCTIONS or name in _CONSTRUCTS:
             yield Token("command", name, spaced)
-        elif name in CONSTANTS or name in _GREEK:
+        elif name in CONSTANTS or name in GREEK:
             yield Token("symbol", CONSTANTS.get(name, name), spaced)
         else:
             raise Malformed(name)
@@ -135,14 +149,14 @@ def _tokens(found: re.Match[str], spaced: bool) -> Iterator[Token]:
 def _letters(text: str, spaced: bool) -> Iterator[Token]:
     if text in FUNCTIONS:
         yield Token("command", text, spaced)
-    elif len(text) > 1 and (text in CONSTANTS or text in _GREEK):
+    elif len(text) > 1 and (text in CONSTANTS or text in GREEK):
         yield Token("symbol", CONSTANTS.get(text, text), spaced)
     elif (len(text) > _LONGEST_WORD or text in ("and", "or", "per")
           or (len(text) > 1 and text.casefold() in UNITS)):
         yield Token("word", text.casefold(), spaced)
     else:
         for letter in text:
-            yield Token("symbol", CONSTANTS.get(letter, letter), spaced)
+            yield Token("symbol", CONSTANTS.get(letter, letter), spaced, text)
 
 
 class _Reader:

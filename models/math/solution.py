@@ -14,11 +14,11 @@ from typing import Any, Literal, cast
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from algorithms import ParameterError
-from models.math.jsonl import Record, read_jsonl, validated
+from models.jsonl import Record, read_jsonl, validated
 
-__all__ = ["ROLES", "SPECIAL_TOKENS", "TYPES", "Block", "BlockType", "GroundTruth", "Message",
-           "Role", "Trace", "check_content", "code_uses", "final_text", "parse", "read_trace",
-           "read_traces", "render"]
+__all__ = ["BLOCK_TOKEN", "ROLES", "SPECIAL_TOKEN", "SPECIAL_TOKENS", "TYPES", "Block", "BlockType",
+           "GroundTruth", "Message", "Role", "Trace", "check_content", "final_text", "parse",
+           "read_trace", "read_traces", "render"]
 
 BlockType = Literal["text", "code", "execution"]
 """What a block holds; an execution is the output of the code before it."""
@@ -34,8 +34,10 @@ SPECIAL_TOKENS: tuple[str, ...] = (
 
 _END_OF_BLOCK, _END_OF_MESSAGE = SPECIAL_TOKENS[-2:]
 _ROLE = re.compile(rf"<\|({'|'.join(ROLES)})\|>")
-_TYPE = re.compile(rf"<\|({'|'.join(TYPES)})\|>")
-_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+BLOCK_TOKEN = re.compile(rf"<\|({'|'.join(TYPES)})\|>")
+"""A token that begins a block; its group is the type."""
+SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+"""Any of the eight."""
 
 
 class Block(BaseModel):
@@ -96,7 +98,7 @@ def render(messages: Sequence[Message], *, open_role: Role | None = None) -> str
 
 def check_content(content: str, where: str) -> None:
     """Raise :class:`ParameterError` naming ``where`` for content that has a special token."""
-    found = _SPECIAL.search(content)
+    found = SPECIAL_TOKEN.search(content)
     if found:
         raise ParameterError(where, found.group(), f"content must hold no special token (character "
                              f"{found.start() + 1})")
@@ -121,14 +123,6 @@ def parse(text: str) -> tuple[Message, ...]:
         at += len(_END_OF_MESSAGE)
         messages.append(Message(role=cast(Role, role.group(1)), content=tuple(blocks)))
     return tuple(messages)
-
-
-def code_uses(trace: Trace) -> int:
-    """Code blocks of the assistant that were executed: the code usage frequency of
-    arXiv:2308.07921."""
-    return sum(block.type == "code" and after.type == "execution"
-               for message in trace.messages if message.role == "assistant"
-               for block, after in zip(message.content, message.content[1:], strict=False))
 
 
 def final_text(trace: Trace) -> str | None:
@@ -180,10 +174,10 @@ def _assistant_blocks(result: object, where: str) -> list[Any]:
 
 def _block(text: str, at: int) -> tuple[Block, int]:
     """The block that begins at a character, and where it ends."""
-    kind = _TYPE.match(text, at)
+    kind = BLOCK_TOKEN.match(text, at)
     if kind is None:
         raise _broken(text, at, "a block begins with <|text|>, <|code|> or <|execution|>")
-    end = _SPECIAL.search(text, kind.end())
+    end = SPECIAL_TOKEN.search(text, kind.end())
     if end is None or end.group() != _END_OF_BLOCK:
         raise _broken(text, end.start() if end else len(text), "a block ends with <|endofblock|>")
     content = text[kind.end():end.start()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -15,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from algorithms import ParameterError
 from models.math.generation import Generator, PromptTooLongError
 from models.math.sandbox import Outcome, Sandbox
-from models.math.solution import SPECIAL_TOKENS, Block, BlockType, Message, Trace, render
+from models.math.solution import (
+    BLOCK_TOKEN,
+    SPECIAL_TOKEN,
+    Block,
+    BlockType,
+    Message,
+    Trace,
+    render,
+)
 
 __all__ = ["EMPTY_EXECUTION", "STOP", "CodeRunner", "End", "MathCoder", "Session", "Solution",
            "SolverOptions", "problem_messages"]
@@ -30,8 +37,6 @@ End = Literal["message", "executions", "blocks", "cut", "malformed", "context"]
 """Why a message ended: the model said so; a cap on executions or on blocks; its text ran out of
 tokens or the model broke it off; it broke the format; or the context was full."""
 
-_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-_BLOCK = re.compile(r"<\|(text|code|execution)\|>")
 _SEED_BITS = 32
 _T = TypeVar("_T")
 
@@ -245,10 +250,10 @@ class _Turn:
         if text.startswith(STOP[1], start):
             self.end = "message"
             return len(text)
-        token = _BLOCK.match(text, start)
+        token = BLOCK_TOKEN.match(text, start)
         if token is None:
             return self._broken(text, start, "a block begins without its token")
-        mark = _SPECIAL.search(text, token.end())
+        mark = SPECIAL_TOKEN.search(text, token.end())
         if mark is None:
             self.end, self.rest = "cut", text[start:]
             return len(text)
@@ -271,7 +276,7 @@ class _Turn:
         """Append the output of the code."""
         self.code = None
         self.statuses.append(outcome.status)
-        output = _SPECIAL.sub(lambda token: token.group().replace("<|", "< |"), outcome.output)
+        output = SPECIAL_TOKEN.sub(lambda token: token.group().replace("<|", "< |"), outcome.output)
         self._append("execution", output or EMPTY_EXECUTION)
         self.prompt += f"<|execution|>{self.blocks[-1].content}{STOP[0]}"
 

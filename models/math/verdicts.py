@@ -5,9 +5,11 @@ The paper does not say how a verdict is read; these rules are ours. In order:
 1. Verdict lines, ``Verification: True``, ``False`` or ``Uncertain``, in text that the model wrote.
    In a message that has any, nothing else counts.
 2. Sentences. One that announces or supposes (*let us verify*, *if*) says nothing. Otherwise it is
-   Uncertain if it says that checking is not possible; False if an answer is called wrong, a check
-   failed, two things do not agree, or a mistake was made; True if an answer is called right or
-   verified, a check passed or confirms it, or two things agree.
+   Uncertain if it says that checking is not possible, or an answer is not necessarily right; True
+   if it denies that an answer is wrong or a check failed; False if an answer is called wrong or not
+   right, a check failed, two things do not agree, or a mistake was made; True if an answer is
+   called right or verified, a check passed or confirms it, or two things agree. *The answer is
+   True* answers a question and judges nothing.
 3. The output of code that verifies, where its last line is ``True`` or ``False``.
 
 The last verdict of a transcript is its state. So a path that ends on a new answer without checking
@@ -49,8 +51,8 @@ class Event(NamedTuple):
     verdict: Verdict
 
 
-_LINE = re.compile(r"^[ \t>#*_`]*verification[*_`]*[ \t]*[:=][ \t*_`]*(true|false|uncertain)\b"
-                   r"[ \t.*_`]*$", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(r"^[ \t>#*_`+-]*(?:\d{1,3}[.)][ \t*_`]{0,9})?verification[*_`]*[ \t]*[:=]"
+                   r"[ \t*_`]*(true|false|uncertain)\b[ \t.*_`]*$", re.IGNORECASE | re.MULTILINE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _VERIFYING = re.compile(r"\b(verif\w+|(double[- ]?)?check(s|ed|ing)?|confirm\w*|validat\w+|"
                         r"substitut\w+ (\w+ )*back|plug\w* (\w+ )*back)\b", re.IGNORECASE)
@@ -60,11 +62,19 @@ _ANSWER = re.compile(r"\\boxed|\banswer\b", re.IGNORECASE)
 _THING = r"\b(answer|result|solution|value|calculation|computation|output|sides|check)s?\b"
 _CHECK = r"\b(verification|check)\b[^.]{0,40}\b"
 _NEAR = r"[^.]{0,60}"
-_IS = r"\b(is|was|are|were|seems?|appears?|looks?|(has|have) been)( \w+){0,2}? "
-_NOT = r"\b(is not|are not|was not|isn't|aren't|wasn't) "
+_ADVERBS = r"( (?!(not|no|never|hardly|necessarily|only|just)\b)\w+){0,2}? "
+_IS = r"\b(is|was|are|were|seems?|appears?|looks?|(has|have) been)" + _ADVERBS
+_NOT = (r"\b((is|are|was|were)( not|n't)|(do|does|did)( not|n't) (seem|appear|look)( to be)?|"
+        r"(is|are|was|were|seems?|appears?|looks?) no longer)") + _ADVERBS
+_RIGHT = (r"(correct|(?<!\ba )right(?![ -](hand|side|half|angle|triangle|isosceles|circular|prism|"
+          r"pyramid|cone|cylinder))|valid|consistent|verified|confirmed)\b")
+_WRONG = r"(incorrect|wrong|invalid|inconsistent)\b"
+_FINDING = r"\b(calculation|computation|output|sides|check|verification)s?\b"
+"""What is true or false only as a judgement, unlike an answer."""
 _CANNOT = (r"\b(cannot|can not|can't|could not|couldn't|(un|not )able to|(not |im)possible to|"
            r"no ([\w-]+ ){0,2}way (to|of)|difficult to|hard to)")
-_DISAGREE = r"(do(es)?|did)( not|n't) (match|agree|satisfy|hold|equal|work|check out|fit)"
+_DISAGREE = (r"(do(es)?|did)( not|n't) "
+             r"(match|agree|satisfy|hold|equal|work|check out|fit|pass|succeed)")
 _SUPPOSED = re.compile(
     r"^((now|next|so|then|and|but|first|finally|ok(ay)?),? )?"
     r"(let's|let us|let me|(we|i)( will|'ll) |we (should|need|have) to|please|"
@@ -73,17 +83,22 @@ _WORDS: tuple[tuple[State, re.Pattern[str]], ...] = tuple(
     (cast(State, state), re.compile("|".join(rules), re.IGNORECASE)) for state, rules in (
         ("Uncertain", (
             _CANNOT + r"( be)?( [\w-]+){0,3} (verif|check|confirm|validat)\w*",
-            r"\bverification( \w+){0,3} (inconclusive|impossible|not possible|uncertain)\b")),
+            r"\bverification( \w+){0,3} (inconclusive|impossible|not possible|uncertain)\b",
+            _THING + _NEAR + rf"\bnot necessarily( \w+){{0,2}}? ({_RIGHT}|{_WRONG})")),
+        ("True", (
+            _THING + _NEAR + _NOT + _WRONG,
+            r"\b(verification|check)\b[^.]{0,40}( not|n't|\bnever) fail(ed)?\b")),
         ("False", (
             _CHECK + rf"(fail(s|ed)?|{_DISAGREE})",
-            _THING + _NEAR + _IS + r"(incorrect|wrong|invalid|false|inconsistent|"
-            r"not (correct|right|valid|equal))\b",
-            _THING + _NEAR + _NOT + r"(correct|right|valid|equal|consistent|verified|confirmed)\b",
+            _THING + _NEAR + _IS + rf"({_WRONG}|not ({_RIGHT}|equal\b))",
+            _THING + _NEAR + _NOT + rf"({_RIGHT}|equal\b)",
+            _FINDING + _NEAR + _IS + r"false\b",
             _THING + _NEAR + r"\b" + _DISAGREE,
             r"\b(made|found|is|was|be|have) an? ([\w-]+ )?(mistake|error|discrepancy)\b"
             r"(?! in (the|my|our) code)")),
         ("True", (
-            _THING + _NEAR + _IS + r"(correct|right|verified|confirmed|valid|true|consistent)\b",
+            _THING + _NEAR + _IS + _RIGHT,
+            _FINDING + _NEAR + _IS + r"true\b",
             _CHECK + r"(succe\w+|pass(es|ed)|confirms?|agrees?|shows? that)",
             r"\b(confirm|verifie|validate)(s|ed|ing)\b" + _NEAR + rf"({_THING}|\bcorrect\b)",
             r"\b(verified|confirmed) that\b",
@@ -105,8 +120,9 @@ def final_verdict(messages: Sequence[Message]) -> Verdict:
 def stages(messages: Sequence[Message]) -> tuple[tuple[Stage, ...], ...]:
     """The stage of each block of each of the assistant's messages.
 
-    Verification begins with a text that speaks of it after code has run or an answer was given;
-    it ends with a verdict False, after which code solves again.
+    Verification begins with a text that speaks of it after code has run or an answer was given, or
+    after a text that gives an answer and then speaks of it; it ends with a verdict False, after
+    which code solves again.
     """
     return tuple(tuple(stage for _, stage in staged) for staged in _staged(messages))
 
@@ -137,8 +153,11 @@ def _staged(messages: Sequence[Message]) -> Iterator[list[tuple[Block, Stage]]]:
             if block.type == "text":
                 if answered and _VERIFYING.search(block.content):
                     verifying = True
-                answered = answered or bool(_ANSWER.search(block.content))
                 staged.append((block, "verify" if verifying else "language"))
+                given = _ANSWER.search(block.content)
+                if given:
+                    answered = True
+                    verifying = verifying or bool(_VERIFYING.search(block.content, given.end()))
                 said = _read_text(block.content)
                 if said is not None and said.state == "False":
                     verifying = False

@@ -7,20 +7,39 @@ repair within one message: both count as attempts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from algorithms import ParameterError
-from models.math.grader import extract_answer
+from models.math.extraction import extract_answer, stated_answer
 from models.math.prompts import REPAIR, Prompt, get_prompt
 from models.math.solution import Block, Message, Trace
-from models.math.solver import End, MathCoder, Session, Solution, problem_messages
-from models.math.verdicts import Verdict, final_verdict, verdicts, without_verdicts
+from models.math.solver import (
+    EMPTY_EXECUTION,
+    End,
+    MathCoder,
+    Session,
+    Solution,
+    problem_messages,
+)
+from models.math.verdicts import (
+    Stage,
+    Verdict,
+    final_verdict,
+    stages,
+    verdicts,
+    without_verdicts,
+)
 from models.math.voting import Vote
 
 __all__ = ["Attempt", "SelfVerifier", "VerifiedPath", "attempts"]
+
+_NO_RESULT = re.compile(rf"\A\s*{re.escape(EMPTY_EXECUTION)}\s*\Z"
+                        r"|^Traceback \(most recent call last\)", re.MULTILINE)
+"""Outputs of code that printed nothing or failed."""
 
 
 class Attempt(NamedTuple):
@@ -59,30 +78,42 @@ def attempts(messages: Sequence[Message]) -> tuple[Attempt, ...]:
     """The attempts of a path, one or more: each ends with the block of a verdict False, except the
     last, which ends with the path.
 
-    An answer is looked for in the texts of its attempt, without their verdicts; an attempt without
-    an answer keeps the one before it. A path that goes on after
-    False without another verdict stays False.
+    An answer is looked for in the last block of its attempt, an output included, then in all its
+    texts, both without their verdicts. While it verifies, an output is no answer, and a last text
+    has to state one. An attempt without an answer keeps the one before it. A path that goes on
+    after False without another verdict stays False.
     """
     blocks = [(number, index, block) for number, message in enumerate(messages)
               if message.role == "assistant" for index, block in enumerate(message.content)]
+    staged = [stage for of_message in stages(messages) for stage in of_message]
     failed = {(event.message, event.block): event.verdict for event in verdicts(messages)
               if event.verdict.state == "False"}
     found: list[Attempt] = []
-    texts: list[str] = []
     answer: str | None = None
-    executions = written = 0
+    executions = written = begun = 0
     for position, (number, index, block) in enumerate(blocks, 1):
         executions += block.type == "execution"
         written += block.type != "execution"
-        if block.type == "text":
-            texts.append(without_verdicts(block.content))
         verdict = failed.get((number, index))
         if verdict is not None and position < len(blocks):
-            answer = extract_answer("\n".join(texts)) or answer
+            answer = _answer(blocks[begun:position], staged[position - 1]) or answer
             found.append(Attempt(answer, verdict, executions, written))
-            texts = []
-    answer = extract_answer("\n".join(texts)) or answer
+            begun = position
+    if begun < len(blocks):
+        answer = _answer(blocks[begun:], staged[-1]) or answer
     return (*found, Attempt(answer, final_verdict(messages), executions, written))
+
+
+def _answer(blocks: Sequence[tuple[int, int, Block]], stage: Stage) -> str | None:
+    """The answer of an attempt whose last block has ``stage``."""
+    texts = [without_verdicts(block.content) for _, _, block in blocks if block.type == "text"]
+    last = blocks[-1][-1]
+    found = None
+    if last.type == "text":
+        found = (stated_answer if stage == "verify" else extract_answer)(texts[-1])
+    elif last.type == "execution" and stage != "verify" and not _NO_RESULT.search(last.content):
+        found = extract_answer(last.content)
+    return found or extract_answer("\n".join(texts))
 
 
 class SelfVerifier:

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from algorithms import ParameterError
 from models.math.grader import grade
 
-__all__ = ["PLAIN", "STATES", "Cluster", "Same", "State", "Tally", "Vote", "Weights", "same_answer",
-           "vote"]
+__all__ = ["PLAIN", "STATES", "Cluster", "Same", "State", "Tally", "Vote", "Weights",
+           "precision_and_recall", "same_answer", "vote"]
 
 State = Literal["True", "False", "Uncertain"]
 """What a path says of its own answer."""
@@ -82,6 +82,19 @@ class Tally(NamedTuple):
 
     winner: str | None
     clusters: tuple[Cluster, ...]
+
+
+def precision_and_recall(judged: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None]:
+    """Of answers, each with whether it was found true and whether it is right: the share in percent
+    of those found true that are right, and of the right ones that were found true; ``None`` for a
+    share of nothing."""
+    both = sum(true and right for true, right in judged)
+    return (_percent(both, sum(true for true, _ in judged)),
+            _percent(both, sum(right for _, right in judged)))
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
 
 
 def same_answer(one: str, other: str) -> bool:

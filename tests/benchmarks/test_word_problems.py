@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from sandbox_targets import needs_bwrap
 
 from algorithms import ParameterError
 from benchmarks.math.encoding import tokenizer
@@ -36,6 +37,7 @@ def output(sandbox: SharedSandbox, code: str) -> str:
     return outcome.output
 
 
+@needs_bwrap
 @pytest.mark.parametrize("size", SIZES)
 def test_code_solutions_print_the_gold_answer(size: str, sandbox: SharedSandbox) -> None:
     asked = problems("test", COUNT, SEED, size)
@@ -43,6 +45,7 @@ def test_code_solutions_print_the_gold_answer(size: str, sandbox: SharedSandbox)
     assert printed.split("\n") == [problem.answer for problem in asked], SEED
 
 
+@needs_bwrap
 @pytest.mark.parametrize("size", SIZES)
 def test_checks_accept_the_gold_answer_and_no_other(size: str, sandbox: SharedSandbox) -> None:
     chooser = random.Random(SEED)
@@ -86,6 +89,7 @@ def test_verdicts_and_stages_are_read(form: Form) -> None:
             assert "verify" in stages(messages)[-1]
 
 
+@needs_bwrap
 def test_executions_in_solutions_are_what_the_sandbox_prints(sandbox: SharedSandbox) -> None:
     chooser = random.Random(SEED)
     for problem in problems("train", 10, SEED):
@@ -165,6 +169,7 @@ def test_an_unknown_form_is_named() -> None:
         solved(problems("test", 1, 0)[0], "txt")  # type: ignore[arg-type]
 
 
+@needs_bwrap
 def test_the_shared_sandbox_keeps_problems_apart(sandbox: SharedSandbox) -> None:
     one, other = sandbox.session(), sandbox.session()
     assert one.run("count = 41").output == ""
@@ -179,6 +184,7 @@ def test_the_shared_sandbox_keeps_problems_apart(sandbox: SharedSandbox) -> None
     assert again.run("print(count)").status == "error"
 
 
+@needs_bwrap
 def test_the_shared_sandbox_outlives_a_cell_that_ends_its_process(sandbox: SharedSandbox) -> None:
     problem: Problem = problems("test", 1, SEED)[0]
     lost = sandbox.session()

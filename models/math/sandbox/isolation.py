@@ -1,7 +1,8 @@
 """How a session's process is started: in namespaces of its own, through bubblewrap.
 
 The process sees the system's libraries, the interpreter and its packages, read-only, and one
-folder of its own in memory. No program but Python is there, and neither /proc, /sys nor /etc.
+folder of its own in memory. Neither /bin, /proc, /sys nor /etc is there; programs that lie among
+the libraries are, and run within the same walls.
 """
 
 from __future__ import annotations

@@ -16,13 +16,20 @@ Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 _MIB = 1 << 20
 
 
+_MOST_SECONDS = 10 * 365 * 86_400
+_MOST_COUNT = 1 << 62
+"""Beyond all memory, and within the kernel's numbers."""
+
+
 def _limit(default: float, least: float, what: str) -> float:
-    result: float = field(default=default, metadata={"least": least, "what": what})
+    result: float = field(default=default,
+                          metadata={"least": least, "most": _MOST_SECONDS, "what": what})
     return result
 
 
 def _count(default: int, least: int, what: str) -> int:
-    result: int = field(default=default, metadata={"least": least, "what": what})
+    result: int = field(default=default,
+                        metadata={"least": least, "most": _MOST_COUNT, "what": what})
     return result
 
 
@@ -30,8 +37,9 @@ def _count(default: int, least: int, what: str) -> int:
 class Limits:
     """Limits of one sandboxed session; ``docs/sandbox.md`` has them as a table.
 
-    Raises :class:`ParameterError` for a value that is no number or too small for Python itself to
-    start. Every field's metadata holds its ``least`` value and ``what`` it limits.
+    Raises :class:`ParameterError` for a value that is no number, too small for Python itself to
+    start, or beyond what the kernel takes. Every field's metadata holds its ``least`` and ``most``
+    value and ``what`` it limits.
     """
 
     cell_seconds: float = _limit(6.0, 0.01, "wall time of one cell")
@@ -55,6 +63,9 @@ class Limits:
                 raise ParameterError(entry.name, value, rule)
             if not value >= least:  # not a number neither
                 raise ParameterError(entry.name, value, f"must be at least {least}", least)
+            if value > entry.metadata["most"]:
+                most = entry.metadata["most"]
+                raise ParameterError(entry.name, value, f"must be at most {most}", most)
 
 
 class Outcome(BaseModel):

@@ -54,7 +54,8 @@ class Sandbox:
         Cells see the variables of earlier ones. Where a cell cost the session its process, the next
         call starts a new one and first runs all cells again that had come to an end by themselves,
         also with an exception, for at most ``Limits.replay_seconds``; their output is dropped.
-        What is drawn or measured, such as unseeded random numbers, may differ then.
+        Where one does not end again, those before it run once more, as long at most; if that fails
+        too, all are lost. What is drawn or measured, such as unseeded random numbers, may differ.
 
         Raises
         ------
@@ -85,21 +86,27 @@ class Sandbox:
 
     def _restart(self) -> tuple[int, int]:
         """A new process with the state of the old one; how many cells ran again, and were lost."""
+        before = len(self._finished)
+        for _ in range(2):
+            kept = self._replay()
+            if kept == len(self._finished):
+                return kept, before - kept
+            # A cell that no longer ends would not end the next time either.
+            del self._finished[kept:]
+        self._finished.clear()
+        self._replay()
+        return 0, before
+
+    def _replay(self) -> int:
+        """Run the finished cells in a new process; how many of them ended again in time."""
         self._end()
         self._start()
         deadline = time.monotonic() + self._limits.replay_seconds
         for number, code in enumerate(self._finished, 1):
             self._child.run(code, number, deadline - time.monotonic())
             if not self._child.usable:
-                # A cell that no longer ends would not end the next time either.
-                lost = len(self._finished) - number + 1
-                del self._finished[number - 1:]
-                if self._finished:
-                    return self._restart()[0], lost
-                self._end()
-                self._start()
-                return 0, lost
-        return len(self._finished), 0
+                return number - 1
+        return len(self._finished)
 
     def _outcome(self, reply: Reply, seconds: float, replayed: int, lost: int) -> Outcome:
         printed = reply.printed.decode("utf-8", "replace")

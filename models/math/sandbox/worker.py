@@ -26,16 +26,20 @@ __all__ = ["main"]
 
 
 def _limit(config: dict[str, Any]) -> None:
-    """Hard limits, which no cell can raise again."""
-    seconds, memory = config["cpu_seconds"], config["memory_bytes"]
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (config["file_bytes"],) * 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (config["open_files"],) * 2)
+    """Hard limits, which no cell can raise again; the system's own hold where they are lower."""
+    def limit(kind: int, most: int, spare: int = 0) -> None:
+        hard = resource.getrlimit(kind)[1]
+        highest = most + spare if hard == resource.RLIM_INFINITY else min(most + spare, hard)
+        resource.setrlimit(kind, (min(most, highest), highest))
+
+    limit(resource.RLIMIT_AS, config["memory_bytes"])
+    limit(resource.RLIMIT_CPU, config["cpu_seconds"], 1)  # a second between signal and kill
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_FSIZE, config["file_bytes"])
+    limit(resource.RLIMIT_NOFILE, config["open_files"])
     if config["isolated"]:  # elsewhere all processes of the user would count
         init = 1
-        resource.setrlimit(resource.RLIMIT_NPROC, (config["processes"] + init,) * 2)
+        limit(resource.RLIMIT_NPROC, config["processes"] + init)
 
 
 def _streams() -> tuple[int, int]:

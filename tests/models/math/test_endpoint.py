@@ -255,6 +255,15 @@ def test_a_conversation_reaches_a_chat_model_as_markdown(stub: Stub) -> None:
     ("```python\nprint(5)", "length", "<|code|>print(5)"),
     ("```python\nprint(5)\n```", "length", "<|code|>print(5)<|endofblock|>"),
     ("It is", "length", "<|text|>It is"),
+    ("Here:\n```json\n{}\n```\nThe answer is 5.", "stop",
+     "<|text|>Here:\n```json\n{}\n```\nThe answer is 5.<|endofblock|><|endofmessage|>"),
+    ("A\n```json\n{}\n```\n```python3\n5\n```", "stop",
+     "<|text|>A\n```json\n{}\n```\n<|endofblock|><|code|>5<|endofblock|>"),
+    ("Now.\r\n```python\r\n5\r\n```\r\nSo.", "stop",
+     "<|text|>Now.\r\n<|endofblock|><|code|>5<|endofblock|>"),
+    ("```python\n```", "stop", "<|code|><|endofblock|>"),
+    ("Use ```x``` and\n```y``` too", "stop",
+     "<|text|>Use ```x``` and\n```y``` too<|endofblock|><|endofmessage|>"),
 ])
 def test_replies_of_chat_models_become_blocks(stub: Stub, reply: str, finish: str,
                                               text: str) -> None:

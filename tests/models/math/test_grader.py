@@ -3,6 +3,7 @@ that means harm."""
 
 from __future__ import annotations
 
+import string
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from models.math.expressions import Call, Number, Symbol, Undefined, exact_value, value_at
 from models.math.grader import RULES, boxed, extract_answer, grade
+from models.math.scalars import CONSTANTS, GREEK
 
 SAME = [
     # numbers
@@ -64,7 +66,7 @@ SAME = [
     ("pi/2", r"\frac{\pi}{2}", "symbolic"),
     (r"\frac\pi2", r"\pi/2", "symbolic"), ("π", r"\pi", "symbolic"), (r"\infty", "oo", "symbolic"),
     (r"(1+i)^2", "2i", "symbolic"), (r"\sqrt{-1}", "i", "symbolic"),
-    (r"\sqrt{x^2}", "|x|", "symbolic"),
+    (r"\sqrt{x^2}", "|x|", "symbolic"), ("n^{1/3}", r"\sqrt[3]{n}", "symbolic"),
     # formulas
     ("(x+1)^2", "x^2+2x+1", "symbolic"), ("2*x**2", "2x^2", "symbolic"), ("xy", "yx", "symbolic"),
     (r"\frac{1}{2}x", "x/2", "symbolic"), (r"\frac{x^2-1}{x-1}", "x+1", "symbolic"),
@@ -88,7 +90,16 @@ SAME = [
     (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty)\cup(-\infty,2)", "set"), ("3:2", "3 : 2", "tuple"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
      r"\begin{bmatrix} 1 & 2 \\ 3 & 4.0 \end{bmatrix}", "matrix"),
+    ("60 km/h", "60", "number"), ("60 km/h", "60 km per hour", "number"),
+    ("60 mph", "60 miles per hour", "number"), ("9.8 m/s^2", "9.8", "number"),
+    ("9.8 m/s²", "9.8 meters per second squared", "number"), ("5 g/ml", "5", "number"),
+    ("20°C", "20", "number"), ("68°F", "68", "number"), ("68°F", "68 degrees", "number"),
+    (r"68^\circ F", "68 degrees Fahrenheit", "number"),
+    ("$2 million", "2000000", "number"), ("1.5 billion dollars", "1500000000", "number"),
+    ("2 thirds", "2/3", "number"), ("2 squared", "4", "number"),
     # words
+    ("Yes", "yes", "text"), ("No", "no", "text"), ("Tom", "tom", "text"), ("dog", "Dog", "text"),
+    ("Tom, Ann", "ann, tom", "list"), ("ab", "ba", "symbolic"), ("AB=CD", "CD=AB", "equation"),
     (r"\text{Evelyn}", "evelyn", "text"), (r"\text{(A)}", "A", "text"),
     ("Monday.", "Monday", "text"),
     (r"\boxed{5}", "5", "number"),
@@ -112,6 +123,16 @@ DIFFERENT = [
     (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), ("x+1", "x+1.01"),
     (r"\log x", r"\log y"), ("i", "1"), ("3", "|3| + 1"), ("9**9**9", "9**9**9 + 1"),
     (r"\emptyset", "0"),
+    # either sign, far from zero too
+    ("|x-3|", "3-x"), ("|x-20|", "20-x"), (r"\sqrt{a^2b^2}", "ab"), ("|ab|", "-ab"),
+    # numbers of whole value
+    ("25000", "25001.0"), ("100000", "1.00001e5"),
+    # words of few letters
+    ("BAC", "ABC"), ("IV", "VI"), ("no", "on"), ("dog", "god"), ("Tom, Ann", "Tom, Nan"),
+    # words that belong to the number
+    ("2 million", "2"), ("5 thousand", "5"), ("1.5 billion", "1.5"), ("3 quarters", "3"),
+    ("2 thirds", "2"), ("2 squared", "2"), ("20°C", "20°F"), ("60 km/h", "60 miles/h"),
+    ("5 m/s", "5 m/s^2"), ("x/s", "x"),
 ]
 
 
@@ -125,6 +146,16 @@ def test_equal_answers_and_the_rule_that_says_so(one: str, other: str, rule: str
 def test_different_answers(one: str, other: str) -> None:
     assert grade(one, other) == (False, "different")
     assert grade(other, one) == (False, "different")
+
+
+@pytest.mark.parametrize("name", [
+    *(letter for letter in string.ascii_letters if letter not in CONSTANTS),
+    *(f"\\{name} " for name in sorted(GREEK))])
+def test_variables_have_both_signs(name: str) -> None:
+    for one, other in (("|{}|", "{}"), ("|{}|", "-{}"), (r"\sqrt{{{}^2}}", "{}"),
+                       (r"\frac{{|{0}|}}{{{0}}}", "1"), ("|{}-30|", "30-{}")):
+        assert not grade(one.format(name), other.format(name)).equal, one
+    assert grade(rf"\sqrt{{{name}^2}}", f"|{name}|").equal
 
 
 def test_tolerance_is_relative_and_an_option() -> None:
@@ -259,6 +290,12 @@ def test_threads_have_a_precision_of_their_own() -> None:
     ("7 km^2", "7 km^2"), ("Tom has 5 apples and 7 pears", "7"), ("so we get $x = 5$.", "x = 5"),
     ("He pays $18.50.", "$18.50"), ("It is -5.", "-5"), ("between 3-5 of them", "5"),
     ("Evelyn", "Evelyn"),
+    ("It falls to \u22125 degrees.", "\u22125"), ("It is 5 3/4 inches long.", "5 3/4"),
+    ("The answer is 12 apples because 3 times 4.", "12"),
+    ("The answer is 12 apples, as 3 times 4 is 12.0.", "12"),
+    ("The answer is 6 dollars an hour, for 10 hours.", "6"),
+    ("The answer is the same as 5.", "5"), ("The answer is 3 + 4 = 7 apples.", "7"),
+    ("He earned 2 million dollars.", "2 million"), ("The answer is 2 million.", "2 million"),
     ("no idea at all here", None), ("", None), ("\n", None), (r"\boxed{}", None),
 ])
 def test_answers_are_found_in_text(text: str, answer: str | None) -> None:

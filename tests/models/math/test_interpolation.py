@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from algorithms import ParameterError
+from models.jsonl import read_jsonl, write_jsonl
 from models.math.interpolation import (
     Candidate,
     InterpolationOptions,
@@ -19,7 +20,6 @@ from models.math.interpolation import (
     keep_right,
     self_distil,
 )
-from models.math.jsonl import read_jsonl, write_jsonl
 from models.math.problems import Problem
 from models.math.sandbox import Outcome
 from models.math.similarity import SeedIndex

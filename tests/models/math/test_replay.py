@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.math import grade_answers, replay_traces
+from benchmarks.math import csv_table, grade_answers, replay_traces
 from models.math.replay import CellVerdict, compare_output, recorded_cells, replay
 from models.math.sandbox import Limits, Outcome, Sandbox
 from models.math.sandbox.limits import Status
@@ -122,6 +122,46 @@ def test_replay_command_prints_verdicts_and_says_whether_all_agree(
     printed = capsys.readouterr().out
     assert "only ours raised" in printed and "NameError" in printed
     assert f"{path}:2" in printed and "75.00%" in printed
+
+
+def test_a_malformed_line_is_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "made"
+    row = trace_of(("code", f"open({str(file)!r}, 'w')"), ("execution", "1"))
+    path = write(tmp_path / "traces.jsonl", row, {"messages": 1})
+    assert replay_traces.main([str(path), "--unsandboxed"]) == 2
+    assert "traces.jsonl:2" in capsys.readouterr().err and not file.exists()
+
+
+ANSWERS = [
+    (("text", "The answer is 6 dollars an hour, for 10 hours."), ("text", "60")),
+    (("text", "Compute it:"), ("code", "60"), ("execution", "60")),
+    (("text", "Compute the value"), ("code", "60"), ("execution", "60")),
+    (("text", "The answer is 60. Let's verify it."), ("code", "60 == 60"), ("execution", "True")),
+    (("text", r"\boxed{60}"), ("text", "Verification: True")),
+    (("text", r"\boxed{60} Let me check."), ("text", "The answer is correct.")),
+]
+
+
+@pytest.mark.parametrize("blocks", ANSWERS)
+def test_both_commands_read_the_same_answer(
+    tmp_path: Path, blocks: tuple[tuple[str, str], ...]
+) -> None:
+    path = write(tmp_path / "f.jsonl", trace_of(*blocks, ground_truth={"answer": "60"}))
+    sample, = csv_table.read_samples(path)
+    case, = grade_answers.read_cases(path, True)
+    assert sample.attempts[-1].answer == case.answer == "60"
+
+
+def test_control_characters_and_surrogates_are_shown_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"answer": answer, "reference": "é", "equal": True} for answer in ("\ud800", "\x1b[2J")]
+    assert grade_answers.main([str(write(tmp_path / "f.jsonl", *rows))]) == 1
+    printed = capsys.readouterr().out
+    assert r"\ud800" in printed and r"\x1b[2J" in printed and "é" in printed
+    assert "\x1b[2J" not in printed
 
 
 def test_grading_command_prints_rules_and_disagreements(

@@ -152,6 +152,20 @@ def test_state_that_takes_too_long_is_given_up() -> None:
         assert session.run("x").lost == 0
 
 
+def test_state_that_ends_differently_each_time_is_given_up(tmp_path: Path) -> None:
+    """The third cell hangs when it runs again, the second one a time later."""
+    def hangs(name: str, times: int) -> str:
+        file = str(tmp_path / name)
+        return (f"with open({file!r}, 'a+') as f: f.write('x')\n"
+                f"import os, time\ntime.sleep(60 if os.path.getsize({file!r}) > {times} else 0)")
+
+    with Sandbox(Limits(cell_seconds=60, replay_seconds=0.7), "none") as session:
+        for code in ("x = 1", hangs("b", 2), hangs("c", 1), "os._exit(0)"):
+            session.run(code)
+        outcome = session.run("'x' in globals()")
+        assert (outcome.output, outcome.replayed, outcome.lost) == ("False", 0, 3)
+
+
 def test_what_printed_before_the_time_was_up_is_shown() -> None:
     with Sandbox(Limits(cell_seconds=1), "none") as session:
         outcome = session.run("print('so far', flush=True)\nwhile True: pass")
@@ -302,6 +316,10 @@ def test_a_closed_session_takes_no_cell() -> None:
      ": 0.01"),
     ({"memory_bytes": 1000}, "memory_bytes=1000: must be at least 67108864; nearest legal value: "
      "67108864"),
+    ({"memory_bytes": 1 << 70}, "memory_bytes=1180591620717411303424: must be at most "
+     "4611686018427387904; nearest legal value: 4611686018427387904"),
+    ({"cell_seconds": float("inf")}, "cell_seconds=inf: must be at most 315360000; nearest legal "
+     "value: 315360000"),
     ({"processes": 1.5}, "processes=1.5: must be a whole number"),
     ({"output_bytes": True}, "output_bytes=True: must be a whole number"),
     ({"replay_seconds": "1"}, "replay_seconds='1': must be a number"),
@@ -317,6 +335,12 @@ def test_least_limits_suffice_for_python() -> None:
     with Sandbox(Limits(**least), "none") as session:
         assert show(session, "print(1)\n2") == ("ok", "1\n2")
         assert session.run("1 / 0").status == "output"
+
+
+def test_greatest_limits_are_those_of_the_system() -> None:
+    most = {entry.name: entry.metadata["most"] for entry in dataclasses.fields(Limits)}
+    with Sandbox(Limits(**most), "none") as session:
+        assert show(session, "1 + 1") == ("ok", "2")
 
 
 def test_unknown_isolation() -> None:

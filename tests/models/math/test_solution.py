@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms import ParameterError
-from models.math.jsonl import write_jsonl
+from models.jsonl import write_jsonl
+from models.math.replay import recorded_cells
 from models.math.solution import (
     ROLES,
     SPECIAL_TOKENS,
@@ -20,7 +21,6 @@ from models.math.solution import (
     Block,
     Message,
     Trace,
-    code_uses,
     final_text,
     parse,
     read_traces,
@@ -156,10 +156,10 @@ def test_other_bytes_and_missing_files_are_named(tmp_path: Path) -> None:
         list(read_traces(tmp_path / "none.jsonl"))
 
 
-def test_code_uses_are_executed_code_blocks_of_the_assistant() -> None:
+def test_recorded_cells_and_the_final_text_are_the_assistants() -> None:
     answer = message("assistant", ("code", "1"), ("execution", "1"), ("text", "so"), ("code", "2"),
                      ("execution", "2"), ("code", "3"), ("text", "10"))
     trace = Trace(messages=(message("user", ("code", "0"), ("execution", "0")), answer))
-    assert code_uses(trace) == 2
+    assert len(recorded_cells(trace)) == 2
     assert final_text(trace) == "10"
     assert final_text(Trace(messages=trace.messages[:1])) is None

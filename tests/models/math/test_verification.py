@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from algorithms import ParameterError
 from models.math.generation import PromptTooLongError
 from models.math.prompts import PROMPTS, REPAIR, VERDICT_LINE, Prompt, get_prompt, recognise
+from models.math.replay import recorded_cells
 from models.math.sandbox import Outcome
-from models.math.solution import Block, BlockType, Message, code_uses
+from models.math.solution import Block, BlockType, Message
 from models.math.solver import STOP, End, MathCoder, SolverOptions
 from models.math.verdicts import (
     Rule,
@@ -76,6 +77,8 @@ def test_bad_prompts_are_named() -> None:
     ("So it is 5.\n**Verification:** Uncertain.\n", "Uncertain"),
     ("> Verification = true", "True"),
     ("`Verification: False`", "False"),
+    ("- Verification: True", "True"),
+    ("Checks:\n1. Verification: True", "True"),
     ("Verification: False\nNow it is 6.\nVerification: True", "True"),
     # The line is believed, whatever the words around it.
     ("The answer is correct.\nVerification: False", "False"),
@@ -91,6 +94,7 @@ def test_verdict_lines(text: str, state: State) -> None:
     "Verification: Truely", "Verification: maybe", "The verification: True story.", "True", "",
     "Let's verify that the answer is correct.", "If the answer is wrong, we start again.",
     "Is the result correct?", "To check whether the answer is right, I substitute.",
+    "The answer is False.", "The answer is True.", "The result is a right triangle.",
     "The true value is 3.", "The correct answer is 7.", "There was an error in the code.",
     "Now, let us check: the result should match the sum.", "She matches 5 pairs of socks.",
 ])
@@ -106,7 +110,19 @@ def test_no_verdict(text: str) -> None:
     ("The solution x = 3 satisfies the equation.", "True"),
     ("The result matches the sum.", "True"),
     ("Let's check. The sum is 5.0. So the result is indeed correct.", "True"),
+    ("The answer is not wrong.", "True"),
+    ("The answer is no longer wrong.", "True"),
+    ("The answer does not seem wrong.", "True"),
+    ("The check did not fail.", "True"),
+    ("The verification didn't fail.", "True"),
+    ("The output is True.", "True"),
     ("The answer is not correct.", "False"),
+    ("The answer does not seem correct.", "False"),
+    ("The answer doesn't seem right.", "False"),
+    ("The answer is no longer correct.", "False"),
+    ("The check did not pass.", "False"),
+    ("The check is false.", "False"),
+    ("The answer is not necessarily correct.", "Uncertain"),
     ("The verification failed.", "False"),
     ("The result doesn't match the sum.", "False"),
     ("The answer was wrong; the correct answer is 7.", "False"),
@@ -192,6 +208,13 @@ def test_stages() -> None:
     assert stages([user("Verify your answer."), assistant(*REPAIRED)]) == (staged,)
 
 
+def test_a_text_may_give_the_answer_and_announce_its_check() -> None:
+    messages = [assistant(("text", "The answer is 6. Let's verify it."), ("code", "6 == 6"),
+                          ("execution", "True"))]
+    assert stages(messages) == (("language", "verify", "verify"),)
+    assert attempts(messages)[-1].vote == ("6", "True")
+
+
 def test_a_check_before_anything_is_solved_is_no_verification() -> None:
     messages = [assistant(("text", "We check all cases."), ("code", "2 == 3"),
                           ("execution", "False"))]
@@ -230,6 +253,21 @@ def test_attempts_within_a_message() -> None:
      [("6", "True")]),
     ([assistant(("text", "The answer is 6."),
                 ("text", "That answer was wrong; the correct answer is 7."))], [("7", "False")]),
+    # The last block comes first, an output too.
+    ([assistant(("text", "The answer is 6 dollars an hour, for 10 hours."), ("text", "60"))],
+     [("60", "Uncertain")]),
+    ([assistant(("text", "Compute the value"), ("code", "60"), ("execution", "60"))],
+     [("60", "Uncertain")]),
+    # The output of a check is no answer, nor is that of code that failed or printed nothing.
+    ([assistant(("text", "The answer is 6. Let's verify it."), ("code", "12"),
+                ("execution", "12"))], [("6", "Uncertain")]),
+    ([assistant(("text", "The answer is 6. Let's verify it."), ("text", "All 3 sums agree."))],
+     [("6", "Uncertain")]),
+    ([assistant(("text", "The answer is 6."), ("code", "x"),
+                ("execution", "Traceback (most recent call last):\nNameError: 7"))],
+     [("6", "Uncertain")]),
+    ([assistant(("text", "The answer is 6."), ("code", ""), ("execution", "<empty_execution>"))],
+     [("6", "Uncertain")]),
 ])
 def test_attempts(messages: list[Message], answers: list[tuple[str | None, State]]) -> None:
     assert [(each.answer, each.verdict.state) for each in attempts(messages)] == answers
@@ -301,7 +339,7 @@ def test_false_is_repaired_in_the_same_conversation_and_session() -> None:
     assert [block.content for block in first.trace.messages[4].content][1] == "cell 2"
     assert sorted(cells.count for cells in made) == [1, 1, 2]
     assert all(cells.closed == 1 for cells in made)
-    assert first.statuses == ("ok", "ok") and code_uses(first.trace) == 2
+    assert first.statuses == ("ok", "ok") and len(recorded_cells(first.trace)) == 2
     # All problems together, then the one to repair.
     assert model.batches == [3, 3, 3, 1, 1, 1]
 
