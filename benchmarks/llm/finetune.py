@@ -3,8 +3,8 @@
 ``python -m benchmarks.llm.finetune --base DIR --data alpaca.json -o DIR`` loads a model and its
 tokenizer from a folder of Hugging Face, freezes it, trains an adapter in its topmost layers on
 samples in Alpaca's format, and saves the adapter. With ``--pattern 2:8`` the frozen base is pruned
-first. ``--generate "instruction"`` prints an answer; without ``--data`` the adapter that is in the
-output folder gives it.
+first, which is noted beside the adapter. ``--generate "instruction"`` prints an answer; without
+``--data`` the adapter that is in the output folder gives it, on a base pruned as in training.
 
 The recipe is that of the authors' script: AdamW, half a cosine after a warm-up of two epochs of
 five. A step whose loss or gradient is not finite is skipped and counted.
@@ -17,12 +17,16 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -30,10 +34,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from algorithms import METHODS, ParameterError, sparsify
+from algorithms import METHODS, ParameterError, get_method, sparsify
 from benchmarks.console import one_line_errors
+from models.jsonl import read_object, validated
 from models.llm.adapter import (
     AdapterConfig,
     GateStatistics,
@@ -43,19 +48,62 @@ from models.llm.adapter import (
     insert_adapter,
 )
 from models.llm.checkpoint import load_adapter, save_adapter
+from models.llm.decoding import greedy_answer
 from models.llm.instructions import (
     Instruction,
+    Overlong,
     TokenisedInstruction,
     instruction_batches,
-    prompt_ids,
+    pad_id,
     read_instructions,
     tokenise_instructions,
 )
+from models.llm.pretrained import first_line, load_folder, load_model
+from rtl.pattern import NmPattern
 
-__all__ = ["EpochLog", "Recipe", "answer", "fine_tune", "load_base", "main", "rate_factor"]
+__all__ = ["LOG", "PRUNING", "EpochLog", "Pruning", "Recipe", "fine_tune", "load_base", "main",
+           "rate_factor"]
 
 LOG = "training.jsonl"
 """One line an epoch, beside the adapter."""
+
+PRUNING = "pruning.json"
+"""How the base was pruned, beside the adapter."""
+
+_SEEDS = 2**64
+_METHOD = "bdwp"
+_ROWS = 10
+_TRAINING = ("layers", "prompt", "gate", "rate", "epochs", "batch", "max_tokens", "overlong",
+             "seed")
+"""Options that mean nothing to an adapter that is there."""
+
+
+class Pruning(BaseModel):
+    """What becomes of a base before an adapter is trained, and again before it is used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pattern: str = Field(description="N:M, or dense.")
+    method: str | None = Field(description="Of sparsify; null for a dense base.")
+
+    @classmethod
+    def make(cls, pattern: str | None, method: str | None) -> Pruning:
+        """``None`` is dense, or BDWP; raises :class:`ParameterError` for an unknown one."""
+        parsed = NmPattern.parse("dense" if pattern is None else pattern)
+        if not parsed.is_dense:
+            return cls(pattern=str(parsed), method=get_method(method or _METHOD).name)
+        if method is not None:
+            raise ParameterError("method", method, "prunes nothing of a dense base; give --pattern")
+        return cls(pattern="dense", method=None)
+
+    def apply(self, base: nn.Module) -> None:
+        """Prune ``base``, in place; errors as for :func:`algorithms.sparsify`."""
+        if self.method is not None:
+            # The first linear layer is not the first layer: that is an embedding.
+            sparsify(base, self.method, self.pattern, {"*.q_proj": self.pattern})
+
+    def __str__(self) -> str:
+        return "dense" if self.method is None else f"pruned {self.pattern} by {self.method}"
 
 
 @dataclass(frozen=True)
@@ -77,8 +125,11 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ParameterError(name, getattr(self, name), "must be 1 or more", 1)
-        if not self.rate > 0:
-            raise ParameterError("rate", self.rate, "must be above 0", Recipe.rate)
+        if not 0 < self.rate < math.inf:
+            raise ParameterError("rate", self.rate, "must be above 0 and finite", Recipe.rate)
+        if not 0 <= self.seed < _SEEDS:
+            raise ParameterError("seed", self.seed, "must be from 0 to 2**64 - 1",
+                                 0 if self.seed < 0 else _SEEDS - 1)
 
 
 @dataclass(frozen=True)
@@ -97,12 +148,14 @@ class EpochLog:
 
     def line(self) -> str:
         """For a terminal."""
-        opened = statistics.fmean(gate.mean for gate in self.gates)
-        largest = max(gate.largest for gate in self.gates)
-        skipped = f", {self.skipped} steps skipped (not finite)" if self.skipped else ""
-        loss = "none" if self.loss is None else f"{self.loss:.4f}"
-        return (f"epoch {self.epoch}: loss {loss}, gates {opened:.4f} on average, "
-                f"at most {largest:.4f}{skipped}")
+        parts = [f"epoch {self.epoch}: loss {'none' if self.loss is None else f'{self.loss:.4f}'}"]
+        if self.gates:
+            opened = statistics.fmean(gate.mean for gate in self.gates)
+            largest = max(gate.largest for gate in self.gates)
+            parts.append(f"gates {opened:.4f} on average, at most {largest:.4f}")
+        if self.skipped:
+            parts.append(f"{self.skipped} steps skipped (not finite)")
+        return ", ".join(parts)
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -123,9 +176,11 @@ def fine_tune(
     """Train the adapter of ``model``, a causal language model of transformers, in place.
 
     ``pad`` as for :func:`models.llm.instructions.instruction_batches`; ``progress`` is called after
-    each epoch. Raises :class:`ParameterError` for a model without an adapter.
+    each epoch. Raises :class:`ParameterError` for a model without an adapter, and for no samples.
     """
     trained = list(adapter_parameters(model).values())
+    if not samples:
+        raise ParameterError("samples", 0, "must be 1 or more", 1)
     device = trained[0].device
     optimiser = torch.optim.AdamW(trained, recipe.rate, (0.9, 0.95), weight_decay=recipe.decay)
     steps = recipe.epochs * math.ceil(len(samples) / recipe.batch)
@@ -161,38 +216,30 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder, offline.
 
-    Raises :class:`ParameterError` for a folder that has none, or has a family that neither
-    transformers nor adapters know.
+    Raises :class:`ParameterError` for a device that is not there, and for a folder that has no
+    model, not all of its weights, or a family that neither transformers nor adapters know.
     """
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as failure:  # the latter without CUDA
+        raise ParameterError("--device", device, f"cannot be used ({first_line(failure)})",
+                             "cpu") from None
     if not (folder / "config.json").is_file():
         raise ParameterError("--base", str(folder), "has no config.json; give the folder of a "
                              "model of Hugging Face")
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise ParameterError("--base", str(folder), f"cannot be loaded ({reason})") from None
+    model: Any = load_model(AutoModelForCausalLM, folder, "--base", dtype=dtype)
+    tokenizer = load_folder(AutoTokenizer, folder, "--base")
     attentions(model)
-    model.to(device).eval()
+    try:
+        model.to(device).eval()
+    except RuntimeError as failure:
+        raise ParameterError("--device", device,
+                             f"cannot hold the base ({first_line(failure)})") from None
     return model, tokenizer
 
 
-def answer(
-    model: Any, tokenizer: PreTrainedTokenizerBase, sample: Instruction, max_new_tokens: int = 128
-) -> str:
-    """The likeliest answer, greedily, without the end token."""
-    ids = torch.tensor([prompt_ids(sample, tokenizer)], device=model.device)
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                          max_new_tokens=max_new_tokens, pad_token_id=_pad(tokenizer),
-                          eos_token_id=tokenizer.eos_token_id)
-    text = tokenizer.decode(made[0, ids.shape[1]:], skip_special_tokens=True)
-    return str(text).strip()
-
-
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line; what has no default here has that of what it is given to."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.llm.finetune", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,16 +247,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, help="samples, JSON or JSONL")
     made.add_argument("-o", "--out", type=Path, required=True, help="folder of the adapter")
     made.add_argument("--layers", type=int, help="adapted layers; all but the lowest two")
-    made.add_argument("--prompt", type=int, default=10, help="prompt rows of a layer")
-    made.add_argument("--gate", choices=["head", "scalar"], default="head")
-    made.add_argument("--rate", type=float, default=Recipe.rate, help="highest learning rate")
-    made.add_argument("--epochs", type=int, default=Recipe.epochs)
-    made.add_argument("--batch", type=int, default=Recipe.batch, help="sequences of a step")
-    made.add_argument("--max-tokens", type=int, default=512, help="longest sequence")
-    made.add_argument("--overlong", choices=["error", "truncate", "drop"], default="error")
-    made.add_argument("--pattern", help="prune the frozen base, e.g. 2:8; dense by default")
-    made.add_argument("--method", choices=sorted(METHODS), default="bdwp")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--prompt", type=int, help=f"prompt rows of a layer; {_ROWS}")
+    made.add_argument("--gate", choices=["head", "scalar"], help="a gate a head, or one a layer")
+    made.add_argument("--rate", type=float, help=f"highest learning rate; {Recipe.rate}")
+    made.add_argument("--epochs", type=int, help=f"{Recipe.epochs} by default")
+    made.add_argument("--batch", type=int, help=f"sequences of a step; {Recipe.batch}")
+    made.add_argument("--max-tokens", type=int, help="longest sequence; 512")
+    made.add_argument("--overlong", choices=get_args(Overlong), help="longer ones; error")
+    made.add_argument("--seed", type=int, help=f"of prompts and order; {Recipe.seed}")
+    made.add_argument("--pattern", help="prune the frozen base, e.g. 2:8; dense by default, or "
+                      "what the adapter was trained on")
+    made.add_argument("--method", choices=sorted(METHODS), help=f"of pruning; {_METHOD}")
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                       help="of the base; adapters are float32")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -223,49 +271,114 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, save, answer."""
     given = parser().parse_args(arguments)
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    with _named_as_typed(given):
+        _check(given)
+        model, tokenizer = _trained(given) if given.data is not None else _loaded(given)
+        if given.generate is not None:
+            sample = Instruction(instruction=given.generate, input=given.input)
+            print(greedy_answer(model, tokenizer, sample))
+    return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what would be ignored."""
     if given.data is None and given.generate is None:
         raise ParameterError("--data", None, "is needed to train, or --generate to answer")
     if given.generate == "":
         raise ParameterError("--generate", "", "must say something")
-    recipe = Recipe(given.epochs, given.batch, given.rate, seed=given.seed)
-    samples = [] if given.data is None else read_instructions(given.data)
+    if given.input and given.generate is None:
+        raise ParameterError("--input", given.input, "belongs to an instruction; give --generate")
+    if given.data is None:
+        for name, value in _typed(given, *_TRAINING).items():
+            raise ParameterError(name, value, "is for training, which needs --data")
+
+
+def _trained(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base with an adapter that is trained now, and saved."""
+    recipe = Recipe(**_typed(given, "epochs", "batch", "rate", "seed"))
+    pruning = Pruning.make(given.pattern, given.method)
+    samples = read_instructions(given.data)
+    with _written(given.out):  # before hours of training
+        given.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=given.out):
+            pass
     model, tokenizer = load_base(given.base, getattr(torch, given.dtype), given.device)
-    if samples:
-        tokens = tokenise_instructions(samples, tokenizer, given.max_tokens, given.overlong,
-                                       str(given.data))
-        layers = max(1, len(attentions(model)) - 2) if given.layers is None else given.layers
-        config = AdapterConfig.make(layers=layers, prompt=given.prompt, gate=given.gate)
-        torch.manual_seed(given.seed)
-        insert_adapter(model, config)
-        _prune(model, given)
-        count = sum(values.numel() for values in adapter_parameters(model).values())
-        print(f"{len(tokens)} of {len(samples)} samples, {count:,} parameters train")
-        logs = fine_tune(model, tokens, recipe, _pad(tokenizer), lambda log: print(log.line()))
+    tokens = tokenise_instructions(samples, tokenizer, origin=str(given.data),
+                                   **_typed(given, "max_tokens", "overlong"))
+    config = AdapterConfig.make(**{
+        "layers": max(1, len(attentions(model)) - 2), "prompt": _ROWS,
+        **_typed(given, "layers", "prompt", "gate")})
+    torch.manual_seed(recipe.seed)
+    insert_adapter(model, config)
+    pruning.apply(model)
+    count = sum(values.numel() for values in adapter_parameters(model).values())
+    print(f"{len(tokens)} of {len(samples)} samples, {count:,} parameters train")
+    logs = fine_tune(model, tokens, recipe, pad_id(tokenizer), lambda log: print(log.line()))
+    with _written(given.out):
         save_adapter(model, given.out)
+        (given.out / PRUNING).write_text(pruning.model_dump_json() + "\n")
         (given.out / LOG).write_text("".join(_record(log) + "\n" for log in logs))
-        print(f"adapter in {given.out}")
-    else:
-        load_adapter(model, given.out)
-        _prune(model, given)
-    if given.generate is not None:
-        sample = Instruction(instruction=given.generate, input=given.input)
-        print(answer(model, tokenizer, sample))
-    return 0
+    print(f"adapter in {given.out}")
+    return model, tokenizer
 
 
-def _prune(model: nn.Module, given: argparse.Namespace) -> None:
-    if given.pattern is not None:
-        # The first linear layer is not the first layer: that is an embedding.
-        sparsify(model, given.method, given.pattern, {"*.q_proj": given.pattern})
+def _loaded(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base, pruned as it was in training, with the adapter of the folder."""
+    pruning = _pruning(given)
+    model, tokenizer = load_base(given.base, getattr(torch, given.dtype), given.device)
+    load_adapter(model, given.out)
+    pruning.apply(model)
+    return model, tokenizer
+
+
+def _pruning(given: argparse.Namespace) -> Pruning:
+    """What is noted beside the adapter, which the command line must not contradict."""
+    path = given.out / PRUNING
+    if not path.exists():  # an adapter that was saved elsewhere
+        return Pruning.make(given.pattern, given.method)
+    found = read_object(path)
+    noted = validated(Pruning, found.value, found.where)
+    kept = Pruning.make(noted.pattern, noted.method)
+    said = kept.pattern if given.pattern is None else Pruning.make(given.pattern, None).pattern
+    for name, value in (("pattern", said), ("method", given.method or kept.method)):
+        needed = getattr(kept, name)
+        if value != needed:
+            raise ParameterError(name, value, f"the adapter in {given.out} was trained on a base "
+                                 f"that is {kept}", needed)
+    return kept
+
+
+def _typed(given: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those options that are on the command line."""
+    return {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+
+
+@contextmanager
+def _named_as_typed(given: argparse.Namespace) -> Iterator[None]:
+    """Errors name the option on the command line, not the parameter that it has become."""
+    option = {"file": "data" if given.data is not None else "out", "adapter": "out"}
+    try:
+        yield
+    except ParameterError as error:
+        name = option.get(error.parameter, error.parameter)
+        if name not in vars(given):
+            raise
+        raise ParameterError(f"--{name.replace('_', '-')}", error.value, error.rule,
+                             error.nearest) from None
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as failure:
+        reason = getattr(failure, "strerror", None) or first_line(failure)
+        raise ParameterError("--out", str(folder), f"cannot be written ({reason})") from None
 
 
 def _record(log: EpochLog) -> str:
     return json.dumps({**asdict(log), "gates": [gate._asdict() for gate in log.gates]})
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    found = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if found is None else found)
 
 
 def _finite(loss: torch.Tensor, trained: Sequence[nn.Parameter]) -> bool:

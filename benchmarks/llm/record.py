@@ -20,19 +20,22 @@ class Outcome(BaseModel):
     settings: str = Field(description="Changes with everything that the run depends on.")
     seed: int = Field(ge=0, description="Of base, data and tuning.")
     scores: dict[str, float] = Field(description="Exact match of responses, per cent, by test.")
-    seconds: float = Field(description="CPU time of tuning.")
+    seconds: float = Field(description="CPU time of tuning; of V2 with its own tests.")
 
 
 class Runs:
     """The file ``path``, which need not exist; later lines replace earlier ones.
 
-    Raises :class:`ParameterError` with file and line for a line that is no run.
+    Raises :class:`ParameterError` with file and line for a line that is no run, and for a path that
+    no file can have: in no folder, or a folder itself.
     """
 
     def __init__(self, path: Path) -> None:
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError("--record", str(path), "must be a file in a folder that is there")
         self.path = path
         self._found: dict[tuple[str, str, int], Outcome] = {}
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 self._keep(Outcome.model_validate_json(line))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -69,18 +70,19 @@ def minimise_steps(
     Parameters
     ----------
     losses: for each step what runs the model and returns the loss.
-    progress: called about ten times.
+    progress: called ten times, or after each step where there are fewer.
 
     Raises
     ------
-    ParameterError: nothing of the model learns, or the loss is no longer finite.
+    ParameterError: nothing of the model learns, or the loss of a step is not finite.
     """
     learning = [values for values in model.parameters() if values.requires_grad]
     if not learning:
         raise ParameterError("model", type(model).__name__, "has nothing that learns")
     optimiser = recipe.optimiser(learning)
     model.train()
-    total, share = 0.0, max(1, recipe.steps // 10)
+    parts = min(10, recipe.steps)
+    since: list[float] = []
     for step in range(recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate_at(step)
@@ -89,13 +91,14 @@ def minimise_steps(
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learning, recipe.clip)
         optimiser.step()
-        total += value.item()
-        if (step + 1) % share == 0:
-            if not math.isfinite(total):
-                raise ParameterError("recipe", recipe, "training diverged")
+        since.append(value.item())
+        if not math.isfinite(since[-1]):
+            raise ParameterError("recipe", recipe, f"training diverged in step {step + 1}")
+        done = (step + 1) * parts // recipe.steps
+        if done > step * parts // recipe.steps:
             if progress is not None:
-                progress((step + 1) // share, recipe.steps // share, total / share)
-            total = 0.0
+                progress(done, parts, fmean(since))
+            since.clear()
 
 
 def endless(

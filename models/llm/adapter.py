@@ -45,7 +45,7 @@ __all__ = [
     "image_context", "image_rows", "insert_adapter", "remove_adapter",
 ]
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
 """Model types that the tests run; others of the same structure are taken too."""
 
 
@@ -265,10 +265,15 @@ def enable_adapter(model: nn.Module, enabled: bool = True) -> None:
 def fold_adapter(model: nn.Module) -> None:
     """Merge what bias tuning learnt into the base, see :func:`models.llm.unlocked.fold`.
 
-    The adapter is from then on one of prompts and images alone, for that base. Errors as there.
+    The adapter is from then on one of prompts and images alone, for that base. Once it is removed,
+    biases that were added learn where their layer's weights do. Errors as there.
     """
     base, root = adapter_base(model), adapter_root(model)
+    learnt = {id(values) for values in root.trained}
+    plain = [layer for layer in base.modules() if isinstance(layer, nn.Linear)
+             and layer.bias is None and id(layer.weight) in learnt]
     fold(base)
+    root.trained += [layer.get_parameter("bias") for layer in plain if layer.bias is not None]
     kept = {"unlock_norm": False, "unlock_bias": False, "unlock_scale": False}
     root.config = root.config.model_copy(update=kept)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from models.llm.adapter import AdapterConfig
-from models.llm.llama import LLAMA_SIZES, Llama, llama_adapter
-from models.llm.vision import VISION_SIZES
+from models.llm.choices import one_of
+from models.llm.llama import LLAMA_SIZES, Llama, LlamaShape, llama_adapter
+from models.llm.vision import VISION_SIZES, VisionShape
 
 __all__ = ["image_example", "llama_adapter_v2", "v2_config"]
 
@@ -22,12 +23,9 @@ def v2_config(size: str, **changes: object) -> AdapterConfig:
     ``visual="late"`` and so on; with ``visual="none"`` the width of images is 0. Late fusion reads
     one token of an image, early fusion all.
 
-    Raises :class:`ParameterError` for a field or value that is none, and :class:`ValueError` for an
-    unknown size.
+    Raises :class:`ParameterError` for a field or value that is none, and for an unknown size.
     """
-    if size not in LLAMA_SIZES:
-        raise ValueError(f"size={size!r}: must be one of {', '.join(LLAMA_SIZES)}")
-    shape, vision = LLAMA_SIZES[size], VISION_SIZES[size]
+    shape, vision = _shapes(size)
     values: dict[str, object] = {
         "layers": shape.layers - 1,
         "prompt": shape.prompt,
@@ -56,14 +54,16 @@ def image_example(
 ) -> Tensor:
     """Features (batch, T, F), float32, of as many images: the same random ones at every call.
 
-    On ``meta``, where values do not exist, nothing is drawn. Raises :class:`ValueError` for an
+    On ``meta``, where values do not exist, nothing is drawn. Raises :class:`ParameterError` for an
     unknown size.
     """
-    if size not in LLAMA_SIZES:
-        raise ValueError(f"size={size!r}: must be one of {', '.join(LLAMA_SIZES)}")
-    vision = VISION_SIZES[size]
-    rows = LLAMA_SIZES[size].batch if batch is None else batch
-    shape = rows, vision.tokens, vision.features
+    base, vision = _shapes(size)
+    shape = base.batch if batch is None else batch, vision.tokens, vision.features
     if torch.device(device).type == "meta":
         return torch.zeros(shape, device="meta")
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+
+
+def _shapes(size: str) -> tuple[LlamaShape, VisionShape]:
+    one_of("size", size, LLAMA_SIZES)
+    return LLAMA_SIZES[size], VISION_SIZES[size]

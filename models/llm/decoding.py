@@ -1,18 +1,22 @@
-"""Generation as the hardware sees it: a prompt in one pass, then token after token with a cache.
+"""Generation: greedy answers to instructions, and generation as the hardware sees it.
 
-Prefill multiplies by every weight once for all tokens of all prompts; each decoded token multiplies
-by every weight again, with as few rows as there are sequences.
+To the hardware it is a prompt in one pass, then token after token with a cache. Prefill multiplies
+by every weight once for all tokens of all prompts; each decoded token multiplies by every weight
+again, with as few rows as there are sequences.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from models.llm.instructions import Instruction, pad_id, prompt_ids
 from models.llm.llama import Llama
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "greedy_answer"]
 
 
 class Generation(nn.Module):
@@ -44,3 +48,21 @@ class Generation(nn.Module):
             x = layer(x, position_embeddings=rotary, cache=cache)
         logits: Tensor = base.lm_head(base.model.norm(x[:, -1]))
         return logits
+
+
+def greedy_answer(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Instruction,
+    max_new_tokens: int = 128,
+) -> str:
+    """The likeliest token at each step, up to the tokenizer's end token or ``max_new_tokens``.
+
+    Special tokens, and white space at both ends, are not part of the text.
+    """
+    ids = torch.tensor([prompt_ids(sample, tokenizer)], device=base.device)
+    generate: Any = base.generate
+    made = generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                    max_new_tokens=max_new_tokens, pad_token_id=pad_id(tokenizer),
+                    eos_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(made[0, ids.shape[1]:], skip_special_tokens=True)).strip()

@@ -7,19 +7,20 @@ is put next to the question as plain words; nothing is trained. Any callable can
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import torch
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from algorithms import ParameterError, closest
 from models.llm.adapter import adapter_root, image_context
-from models.llm.instructions import Instruction, prompt_ids
+from models.llm.decoding import greedy_answer
+from models.llm.instructions import Instruction
 from models.llm.vision import Picture, VisionTower, open_picture
 
 __all__ = ["DESCRIBE", "CaptionExpert", "Expert", "ExpertConfig", "ExpertContext", "RecordedExpert"]
@@ -134,9 +135,9 @@ class RecordedExpert:
                 raise self._error(place, f"must have texts as image and {field}")
             if self.texts.setdefault(name, text) != text:
                 raise self._error(place, f"says something else of {name} than an entry before")
-        files = [Path(name).name for name in self.texts]
+        files = Counter(Path(name).name for name in self.texts)
         self._by_file = {Path(name).name: text for name, text in self.texts.items()
-                         if files.count(Path(name).name) == 1}
+                         if files[Path(name).name] == 1}
 
     def __call__(self, image: Picture, /) -> str:
         """The text; :class:`ParameterError` for an image that has none, or no file name."""
@@ -154,8 +155,9 @@ class RecordedExpert:
     def _entries(self, field: str) -> list[tuple[str, object, object]]:
         try:
             read = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ParameterError("path", str(self.path), "must be a JSON file of texts") from None
+        except OSError as error:
+            raise ParameterError("path", str(self.path), "must be a JSON file of texts "
+                                 f"({error.strerror})") from None
         except json.JSONDecodeError as error:
             raise self._error(f"line {error.lineno}", f"is not JSON: {error.msg}") from None
         except UnicodeDecodeError as error:
@@ -211,23 +213,21 @@ class CaptionExpert:
 
     def __call__(self, image: Picture, /) -> str:
         """The caption, the most likely token at each step."""
-        features = self.tower.see([image], self.visual)
-        ids = torch.tensor([prompt_ids(self.sample, self.tokenizer)], device=self.base.device)
-        generate: Any = self.base.generate
-        with image_context(self.base, features):
-            made = generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                            max_new_tokens=self.max_new_tokens)
-        new = made[0, ids.shape[1]:]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+        with image_context(self.base, self.tower.see([image], self.visual)):
+            return greedy_answer(self.base, self.tokenizer, self.sample, self.max_new_tokens)
 
 
 def _check_fields(
     parameter: str, template: str, needed: set[str], optional: Collection[str] = ()
 ) -> None:
+    known = needed.union(optional)
     try:
         found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+        if found <= known:
+            # ?? is no format, so that none depends on what is said: {text:{name}}.
+            template.format(**dict.fromkeys(known, "??"))
     except ValueError as error:
         raise ParameterError(parameter, template, f"must be a template: {error}") from None
-    if not needed <= found <= needed.union(optional):
+    if not needed <= found <= known:
         fields = " and ".join(f"{{{field}}}" for field in sorted(needed))
         raise ParameterError(parameter, template, f"must have the fields {fields}, and no unknown")

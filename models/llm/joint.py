@@ -20,14 +20,18 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from algorithms import ParameterError, closest
+from algorithms import ParameterError
 from models.llm.adapter import Adapter
+from models.llm.choices import one_of
 from models.llm.vision import VisualAttention
 
 __all__ = ["BatchKind", "JointConfig", "JointTraining", "Sharing", "parameter_groups"]
 
 BatchKind = Literal["image_text", "instruction"]
 """What a batch is made of: images with captions, or instructions with responses."""
+
+_LARGEST_MIXTURE = 10**6
+"""Batches that shares are told apart by."""
 
 Sharing = Literal["disjoint", "shared"]
 """Whether each kind of batch updates its own parameters alone, or all of them."""
@@ -47,7 +51,7 @@ class JointConfig:
     image_text: float = 0.5
 
     def __post_init__(self) -> None:
-        _one_of("sharing", self.sharing, get_args(Sharing))
+        one_of("sharing", self.sharing, get_args(Sharing))
         if not 0 <= self.image_text <= 1:
             raise ParameterError("image_text", self.image_text, "must be a share from 0 to 1",
                                  0 if self.image_text < 0 else 1)
@@ -60,8 +64,8 @@ class JointConfig:
         """
         if steps < 0:
             raise ParameterError("steps", steps, "must be 0 or more", 0)
-        # Exact: a product in binary would fall short of a whole number now and then.
-        share = Fraction(str(self.image_text))
+        # The fraction that was meant: 2 / 3 in binary falls short of every third whole number.
+        share = Fraction(self.image_text).limit_denominator(_LARGEST_MIXTURE)
         return ["image_text" if int((step + 1) * share) > int(step * share) else "instruction"
                 for step in range(steps)]
 
@@ -123,7 +127,7 @@ class JointTraining:
     @contextmanager
     def learning(self, kind: BatchKind) -> Iterator[None]:
         """Only the group of ``kind`` requires a gradient inside."""
-        _one_of("kind", kind, get_args(BatchKind))
+        one_of("kind", kind, get_args(BatchKind))
         learns = {id(values) for values in self.groups[kind].values()}
         others = [values for group in self.groups.values() for values in group.values()
                   if id(values) not in learns]
@@ -166,9 +170,3 @@ class JointTraining:
         """Go on from what :meth:`state_dict` returned."""
         for kind, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state[kind])
-
-
-def _one_of(parameter: str, value: str, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise ParameterError(parameter, value, f"must be one of {', '.join(legal)}",
-                             closest(str(value), legal))

@@ -93,8 +93,7 @@ class PromptAttention(nn.Module):
             key, value = project_rows(attention, prompt.to(query.dtype))
         else:
             key, value = self._projected(attention, query.dtype)
-        gate = self.strength.to(query.dtype).view(-1, 1, 1)
-        return gate * attend_rows(attention, query, key, value)
+        return attend_rows(attention, query, key, value, self.strength)
 
     def forget(self) -> None:
         """Drop the keys and values kept for inference.
@@ -185,11 +184,14 @@ def project_rows(attention: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
     return key.transpose(1, 2), value.transpose(1, 2)
 
 
-def attend_rows(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention of every query to all rows, no mask: (B, heads, S, d) to the same.
+def attend_rows(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, strength: Tensor
+) -> Tensor:
+    """Gated softmax attention of every query to all rows, no mask: (B, heads, S, d) to the same.
 
     Keys and values of :func:`project_rows` for the whole batch, or for each B of several queries in
-    a row, as generation of several answers makes them.
+    a row, as generation of several answers makes them. ``strength`` is what the attention of each
+    head is multiplied by, (heads,) or (1,).
 
     Raises :class:`ParameterError` for a batch of rows that queries cannot be shared among.
     """
@@ -200,8 +202,9 @@ def attend_rows(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Te
         key, value = (part.expand(len(query), -1, -1, -1) for part in (key, value))
     elif repeats > 1:
         key, value = (part.repeat_interleave(repeats, 0) for part in (key, value))
-    return F.scaled_dot_product_attention(
+    mixed = F.scaled_dot_product_attention(
         query, key, value, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1])
+    return strength.to(query.dtype).view(-1, 1, 1) * mixed
 
 
 def misfit(attention: Any) -> str:

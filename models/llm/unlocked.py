@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from algorithms import NmLayer, ParameterError, closest
+from algorithms import NmLayer, ParameterError
+from models.llm.choices import one_of
 
 __all__ = [
     "UNLOCKED_HOOKS", "ScaleSide", "UnlockedCount", "UnlockedLinear", "UnlockedNorm",
@@ -51,12 +52,13 @@ class UnlockedLinear(nn.Module):
     """Scale and bias of one linear layer, float32, of which it is the child ``adapter``.
 
     ``scale`` (C_out,) on the output side and (C_in,) on the input side, ``bias`` (C_out,); either
-    is ``None`` where it is not wanted.
+    is ``None`` where it is not wanted. ``frozen`` is what :func:`lock` lets learn again.
     """
 
     def __init__(self, linear: nn.Linear, bias: bool, scale: bool, side: ScaleSide) -> None:
         super().__init__()
         self.side, self.enabled = side, True
+        self.frozen: list[nn.Parameter] = []
         features = linear.out_features if side == "output" else linear.in_features
         device = linear.weight.device
         self.scale = nn.Parameter(torch.ones(features, device=device)) if scale else None
@@ -88,7 +90,10 @@ class UnlockedLinear(nn.Module):
                 biases = [values * self.scale for values in biases] if behind else biases
             if biases:
                 total = torch.stack(biases).sum(0).to(linear.weight.dtype)
-                linear.bias = nn.Parameter(total, requires_grad=False)
+                if linear.bias is None:
+                    linear.bias = nn.Parameter(total, requires_grad=False)
+                else:
+                    linear.bias.copy_(total)
         self.leave(linear)
 
     def leave(self, linear: nn.Linear) -> None:
@@ -101,7 +106,8 @@ class UnlockedLinear(nn.Module):
 class UnlockedNorm(nn.Module):
     """Child ``adapter`` of a norm whose ``weight`` learns, float32; remembers the base's own.
 
-    Holds no parameter, and its buffer is in no checkpoint.
+    Holds no parameter, and its buffer is in no checkpoint. ``frozen`` as for
+    :class:`UnlockedLinear`.
     """
 
     other: Tensor
@@ -110,6 +116,7 @@ class UnlockedNorm(nn.Module):
         super().__init__()
         locked = norm.get_parameter("weight")
         self.enabled, self.dtype = True, locked.dtype
+        self.frozen: list[nn.Parameter] = []
         self._locked = (locked,)  # in a tuple, or it would be a parameter of this module
         self.register_buffer("other", locked.detach(), persistent=False)
         norm.weight = nn.Parameter(locked.detach().to(torch.float32, copy=True))
@@ -127,7 +134,8 @@ class UnlockedNorm(nn.Module):
         """Round what was learnt to the base's dtype, and leave the norm."""
         weight = norm.get_parameter("weight").detach().to(self.dtype)
         self.leave(norm)
-        norm.weight = nn.Parameter(weight, requires_grad=False)
+        locked = self._locked[0].requires_grad_(False)
+        locked.data = weight
 
     def leave(self, norm: nn.Module) -> None:
         """Take the hook off; the norm has its own weight."""
@@ -167,13 +175,12 @@ def unlock(
     """
     if not (norm or bias or scale):
         raise ParameterError("unlock", "nothing", "must be some of norm, bias, scale")
-    sides = get_args(ScaleSide)
-    if scale_side not in sides:
-        raise ParameterError("scale_side", scale_side, f"must be one of {', '.join(sides)}",
-                             closest(str(scale_side), sides))
+    one_of("scale_side", scale_side, get_args(ScaleSide))
     linears, norms = _decoder(base)
     if _unlocked(base):
         raise ParameterError("base", type(base).__name__, "is unlocked already; lock(base) first")
+    frozen = [values for linear in linears for values in linear.parameters()
+              if values.requires_grad]
     for linear in linears:
         linear.requires_grad_(False)
         if bias or scale:
@@ -181,6 +188,7 @@ def unlock(
     if norm:
         for module in norms:
             UnlockedNorm(module)
+    _unlocked(base)[0][2].frozen = frozen  # by one for all: with norms alone, linears have none
     return count_unlocked(base)
 
 
@@ -223,17 +231,22 @@ def enable_unlocked(model: nn.Module, enabled: bool = True) -> bool:
 
 
 def lock(base: nn.Module) -> None:
-    """Undo :func:`unlock`: what was learnt is gone, parameters and outputs are the base's."""
+    """Undo :func:`unlock`: what was learnt is gone, parameters and outputs are the base's.
+
+    Linear layers that it froze learn again.
+    """
     for _, owner, unlocked in _unlocked(base):
         unlocked.leave(owner)
+        for values in unlocked.frozen:
+            values.requires_grad_(True)
 
 
 def fold(base: PreTrainedModel) -> None:
     """Merge scales and biases into plain linear layers for inference, in place.
 
-    The outputs stay those of the unlocked model, up to rounding; nothing of it is left, and the
-    configuration says that layers have biases where it knows how. Does nothing to a model that is
-    not unlocked.
+    The outputs stay those of the unlocked model, up to rounding; nothing of it is left, layers and
+    norms are frozen, and the configuration says that layers have biases where it knows how. Does
+    nothing to a model that is not unlocked.
 
     Raises
     ------

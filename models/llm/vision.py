@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from algorithms import ParameterError, closest
+from algorithms import ParameterError
+from models.jsonl import read_object
+from models.llm.choices import one_of
+from models.llm.pretrained import load_folder, load_model
 from models.llm.prompt_attention import attend_rows, project_rows
 
 __all__ = [
@@ -33,6 +36,9 @@ __all__ = [
 
 Picture = Image.Image | str | Path
 """An image of Pillow, or the path of a file with one."""
+
+_CLIP = ("clip", "clip_vision_model")
+"""Types of models with CLIP's vision tower: with its text tower, and alone."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,19 @@ class VisionTower(nn.Module):
         """The vision part of a CLIP model in a local directory of Hugging Face.
 
         Resizing and normalisation are as ``preprocessor_config.json`` there says, if it is there.
-        Raises :class:`ParameterError` for a directory without a model.
+        Raises :class:`ParameterError` for a directory without a model of CLIP, or with one that
+        lacks weights.
         """
         directory = Path(path)
         if not (directory / "config.json").is_file():
             raise ParameterError("path", str(path),
                                  "must be a local directory with config.json and weights of CLIP")
-        encoder = CLIPVisionModel.from_pretrained(directory, local_files_only=True)
+        one_of(f"{directory / 'config.json'}: model_type",
+               read_object(directory / "config.json").value.get("model_type"), _CLIP)
+        encoder = load_model(CLIPVisionModel, directory, "path")
         processor = None
         if (directory / "preprocessor_config.json").is_file():
-            processor = CLIPImageProcessorPil.from_pretrained(directory, local_files_only=True)
+            processor = load_folder(CLIPImageProcessorPil, directory, "path")
         return cls(encoder, scales, processor)
 
     @property
@@ -203,8 +212,7 @@ class VisualAttention(nn.Module):
         if image is None:
             return None
         key, value = project_rows(attention, image.to(query.dtype))
-        gate = self.strength.to(query.dtype).view(-1, 1, 1)
-        return gate * attend_rows(attention, query, key, value)
+        return attend_rows(attention, query, key, value, self.strength)
 
 
 def check_visual_layers(depth: int, layers: int, adapted: int) -> None:
@@ -225,9 +233,7 @@ def vision_tower(size: str, seed: int = 0) -> VisionTower:
     Under ``torch.device("meta")`` it has shapes only. Raises :class:`ParameterError` for an unknown
     size.
     """
-    if size not in VISION_SIZES:
-        raise ParameterError("size", size, f"must be one of {', '.join(VISION_SIZES)}",
-                             closest(size, VISION_SIZES))
+    one_of("size", size, VISION_SIZES)
     shape = VISION_SIZES[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.llm.adapter import AdapterConfig, insert_adapter
-from models.llm.prompt_attention import PromptAttention
+from models.llm.prompt_attention import PromptAttention, UngatedPrompt
 
 __all__ = ["FAMILIES", "HEADS", "IDS", "adapted", "adapters", "base_model", "direct", "open_gates",
            "padded", "tokenwise"]
@@ -116,7 +116,7 @@ def direct(attention: Any, x: Tensor, window: int | None = None) -> Tensor:
                       * weight for part in parts)
         return list(torch.split(torch.cat(parts, -1), size, -1))
 
-    prompt, gated = adapter.prompt.detach().double(), isinstance(adapter, PromptAttention)
+    prompt, gated = adapter.prompt.detach().double(), not isinstance(adapter, UngatedPrompt)
     gate = adapter.strength.detach().double() if gated else torch.zeros(1)
     gate = gate.expand(HEADS)
     hidden = torch.ones(length, length).triu(1).bool()

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_bases import HEADS, IDS, adapted, adapters, base_model, open_gates, tokenwise
+from adapter_bases import FAMILIES, HEADS, IDS, adapted, adapters, base_model, open_gates, tokenwise
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from algorithms import ParameterError, sparse_layers, sparsify
 from models.llm.adapter import (
+    SUPPORTED,
     AdapterConfig,
     adapter_base,
     adapter_parameters,
@@ -48,7 +49,11 @@ def test_adapters_alone_train_and_the_base_keeps_its_names() -> None:
     assert adapter_base(inside) is model and adapter_parameters(inside).keys() == trained
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_families_said_to_be_tested_are() -> None:
+    assert {family.partition("-")[0] for family in FAMILIES} == set(SUPPORTED)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "olmo2"])
 def test_removal_restores_the_base(family: str) -> None:
     base = base_model(family)
     base.lm_head.requires_grad_(False)
@@ -238,7 +243,7 @@ def test_unknown_families_are_refused_by_name(kind: str, shape: dict[str, Any], 
     base = made.from_config(AutoConfig.for_model(kind, **shape))
     before = set(base.state_dict())
     message = rf"base='{kind}': adapters do not fit this family \({why}.*supported: llama, mistral"
-    with pytest.raises(ParameterError, match=f"{message}, qwen2, qwen3 and others"):
+    with pytest.raises(ParameterError, match=f"{message}, qwen2, qwen3, olmo2 and others"):
         insert_adapter(base, AdapterConfig(layers=1, prompt=2))
     assert set(base.state_dict()) == before
     assert all(values.requires_grad for values in base.parameters())

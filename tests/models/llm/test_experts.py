@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,18 @@ def test_templates_are_the_users() -> None:
     assert context.apply("why?", RED) == "Q: why? (seen: <{exit}>)", "texts are no templates"
     with pytest.raises(ParameterError, match=r"line='\{name\}': must have the fields \{text\}"):
         ExpertConfig(line="{name}")
+    with pytest.raises(ParameterError, match="must be a template"):
+        ExpertConfig(line="{text:{name}}")
+    short = ExpertConfig(line="{name!r:>8} {text:.3}")
+    assert ExpertContext({"ocr": says("a sign")}, short).apply("q", RED) == "   'ocr' a s\nq"
 
 
 @pytest.mark.parametrize(("template", "words"), [
     ("{question}", r"must have the fields \{context\} and \{question\}"),
     ("{context}{question}{other}", r"must have the fields \{context\} and \{question\}"),
     ("{context}{question", "must be a template"),
+    ("{context!z} {question}", "must be a template"), ("{context:d}{question}", "must be a temp"),
+    ("{context.x}{question}", "and no unknown"), ("{}{question}", "and no unknown"),
 ])
 def test_bad_templates_are_refused(template: str, words: str) -> None:
     with pytest.raises(ParameterError, match=words):
@@ -128,6 +135,13 @@ def test_recorded_texts_of_equal_file_names_need_their_folders(tmp_path: Path) -
         expert("1.png")
 
 
+def test_recordings_of_many_images_are_read_at_once(tmp_path: Path) -> None:
+    many = {f"{number}/{number}.png": "a" for number in range(100_000)}
+    began = time.process_time()
+    assert RecordedExpert(written(tmp_path, many))("99999.png") == "a"
+    assert time.process_time() - began < 30  # counted anew for each, that takes minutes
+
+
 @pytest.mark.parametrize(("content", "words"), [
     ('{"a": "b",\n "c" 1}', "line 2 is not JSON"),
     ("7", "line 1 must be one object, or a list of objects"),
@@ -148,6 +162,8 @@ def test_bad_recordings_name_file_and_place(tmp_path: Path, content: object, wor
 def test_missing_recordings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="must be a JSON file of texts"):
         RecordedExpert(tmp_path / "none.json")
+    with pytest.raises(ParameterError, match=r"must be a JSON file of texts \(Is a directory\)"):
+        RecordedExpert(tmp_path)
     expert = RecordedExpert(written(tmp_path, {"street.png": "a street"}))
     with pytest.raises(ParameterError, match=r"has no text in .*; nearest legal value: street"):
         expert("strret.png")
@@ -201,6 +217,17 @@ def test_the_model_itself_describes_the_image_first(visual: Any) -> None:
     assert context.apply("Which colour?", BLUE) == "Caption: blue square\nWhich colour?"
     assert all(torch.equal(values, before[name])
                for name, values in adapter_parameters(base).items())
+
+
+def test_captions_end_with_the_tokenizers_end_token() -> None:
+    base, tokenizer, tower = captioner("early")
+    base.generation_config.eos_token_id = None  # as of bases that do not say
+    with torch.no_grad():
+        base.lm_head.weight.zero_()  # token 0, padding, is the likeliest
+    tokenizer.eos_token = "<pad>"
+    steps: list[int] = []
+    base.model.register_forward_hook(lambda *_: steps.append(1))
+    assert CaptionExpert(base, tokenizer, tower)(RED) == "" and len(steps) == 1
 
 
 def test_captioners_without_eyes_or_words_are_refused() -> None:

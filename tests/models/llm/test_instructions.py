@@ -90,11 +90,14 @@ def test_sequences_that_are_too_long() -> None:
                        f"than {limit} tokens"):
         tokenise_instructions([short, long], words, limit, "error", "birds.json")
     assert len(tokenise_instructions([short, long], words, limit, "drop")) == 1
+    silent = short.model_copy(update={"output": "\n"})
+    assert tokenise_instructions([silent, short], words) == tokenise_instructions([short], words)
     kept = tokenise_instructions([short, long], words, limit, "truncate")
     assert [len(sample.ids) for sample in kept] == [limit, limit]
     assert kept[0].ids[-1] == 2 and kept[1].ids[-1] != 2
     prompt = kept[0].prompt
-    with pytest.raises(ParameterError, match=rf"item 1={prompt}: its prompt alone has more than"):
+    with pytest.raises(ParameterError, match=rf"item 1={prompt}: its prompt leaves no room for an "
+                       f"answer within {prompt} tokens"):
         tokenise_instructions([short], words, prompt, "truncate")
     with pytest.raises(ParameterError, match="has no sample of at most 5 tokens"):
         tokenise_instructions([short], words, 5, "drop")
@@ -137,20 +140,28 @@ def test_both_formats_are_read(tmp_path: Path) -> None:
     assert read_instructions(str(tmp_path / "a.jsonl")) == wanted
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    rows = [Instruction(instruction=f"a{mark}b", output="c") for mark in "\u2028\u2029\x85"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\r\n".join(row.model_dump_json() for row in rows), encoding="utf-8")
+    assert "\x85" in path.read_text(encoding="utf-8"), "not escaped"
+    assert read_instructions(path) == rows
+
+
 GOOD = '{"instruction": "a", "output": "b"}'
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("a.jsonl", f"{GOOD}\n{{oops\n", r"a.jsonl:2='{oops': is not JSON \(Expecting property name"),
-    ("a.json", f"[{GOOD},\n\n{{]", r"a.json:3='{\]': is not JSON \(Expecting"),
-    ("a.json", "", "a.json:1='': is not JSON"),
+    ("a.json", f"[{GOOD},\n\n{{]", r"a.json='\[.*\(Expecting .*, line 3, column 2"),
+    ("a.json", "", "a.json='': is not JSON"), ("a.json", "[\n", "is not JSON .*, line 2, column 1"),
     ("a.json", "[]", "has no samples"),
     ("a.jsonl", "\n", "has no samples"),
-    ("a.json", GOOD, "must hold a list of samples; one sample a line is read from a file called"),
+    ("a.json", GOOD, "a.json='dict': must be a JSON list"),
     ("a.json", f"[{GOOD}, {{}}]", "a.json, item 2: instruction=None: field required"),
     ("a.jsonl", f'{GOOD}\n{{"instruction": 3}}', "a.jsonl:2: instruction='3': input should be a "),
     ("a.jsonl", '{"instruction": "a", "answer": "b"}', "a.jsonl:1: answer='b': extra inputs"),
-    ("a.jsonl", "7", "a.jsonl:1: sample='7': input should be a valid dict"),
+    ("a.jsonl", "7", "a.jsonl:1='7': must be a JSON object"),
     ("a.jsonl", '{"instruction": ""}', "a.jsonl:1: instruction='': string should have at least 1"),
 ])
 def test_malformed_files_name_file_and_line(
@@ -166,5 +177,5 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"none.json'?: cannot be read \(No such file"):
         read_instructions(tmp_path / "none.json")
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ParameterError, match=r"cannot be read \(not UTF-8\)"):
+    with pytest.raises(ParameterError, match=r"a.json=.*is not UTF-8 \(byte 1\)"):
         read_instructions(tmp_path / "a.json")

@@ -179,6 +179,13 @@ def test_kinds_are_spread_evenly(percent: int, steps: int) -> None:
         assert kinds[:done].count("image_text") == int(done * Fraction(percent, 100))
 
 
+@given(st.integers(0, 999), st.integers(1, 999))
+def test_shares_give_the_batches_that_they_were_made_of(captions: int, instructions: int) -> None:
+    both = captions + instructions
+    kinds = JointConfig(image_text=captions / both).kinds(both)
+    assert kinds.count("image_text") == captions
+
+
 def test_a_quarter_of_the_batches() -> None:
     first = ["instruction"] * 3 + ["image_text"]
     assert JointConfig(image_text=0.25).kinds(8) == first * 2

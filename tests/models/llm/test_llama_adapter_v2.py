@@ -223,6 +223,24 @@ def test_folds_to_an_adapter_of_prompts_for_another_base(tmp_path: Path) -> None
     assert torch.equal(other(IDS, IMAGES), net(IDS, IMAGES))
 
 
+@pytest.mark.parametrize("learning", ["all", "nothing", "norms"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_learnt_before_learns_again_after_folding(learning: str, bias: bool) -> None:
+    base = llama("tiny").base
+    for name, values in base.named_parameters():
+        values.requires_grad_(learning == "all" or (learning == "norms" and "norm" in name))
+    before = {name: values.requires_grad for name, values in base.named_parameters()}
+    insert_adapter(base, v2_config("tiny", unlock_bias=bias))
+    fold_adapter(base)
+    assert {name for name, values in base.named_parameters() if values.requires_grad} == set(
+        adapter_parameters(base))
+    remove_adapter(base)
+    after = {name: values.requires_grad for name, values in base.named_parameters()}
+    added = after.keys() - before.keys()
+    assert len(added) == (21 if bias else 0)
+    assert after == before | {name: before[name.replace(".bias", ".weight")] for name in added}
+
+
 @pytest.mark.parametrize("first", ["adapter", "sparsify"])
 def test_sits_on_a_pruned_base(first: str) -> None:
     plain = llama("tiny")
@@ -263,8 +281,9 @@ def test_examples_fit_their_model(size: str) -> None:
 
 def test_what_is_not_there_is_refused_by_name() -> None:
     for ask in (llama_adapter_v2, v2_config, image_example):
-        with pytest.raises(ValueError, match="size='huge': must be one of tiny, small, full"):
-            ask("huge")
+        with pytest.raises(ParameterError, match="size='smal': must be one of tiny, small, full; "
+                           "nearest legal value: small"):
+            ask("smal")
     with pytest.raises(ParameterError, match="unlock_scales=False: is not a parameter of adapters; "
                        "nearest legal value: unlock_scale"):
         v2_config("tiny", unlock_scales=False)

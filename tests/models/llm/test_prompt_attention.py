@@ -21,6 +21,7 @@ from adapter_bases import (
     tokenwise,
 )
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from algorithms import sparsify
 from models.llm.adapter import AdapterConfig, insert_adapter
@@ -284,6 +285,21 @@ def test_gradient_of_a_gate_is_the_derived_one(opened: bool) -> None:
                 * (d_mixed.transpose(1, 2) * shares).sum((0, 2, 3)))
     torch.testing.assert_close(attention.adapter.gate.grad, expected.detach(),
                                rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-mha", "llama-bias"])
+@pytest.mark.parametrize("gate", ["head", "scalar"])
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gradients_are_those_of_differences(family: str, gate: str, tanh: bool) -> None:
+    # Without families that normalise keys: transformers does so in float32.
+    attention = adapted(family, gate=gate, tanh=tanh).double().model.layers[2].self_attn
+    adapter = attention.adapter
+    query = torch.randn(2, HEADS, 3, attention.head_dim, dtype=torch.float64, requires_grad=True)
+
+    def added(prompt: Tensor, gates: Tensor, asked: Tensor) -> Any:
+        return functional_call(adapter, {"prompt": prompt, "gate": gates}, (attention, asked, None))
+
+    assert torch.autograd.gradcheck(added, (adapter.prompt, adapter.gate, query))
 
 
 @KERNEL

@@ -270,6 +270,31 @@ def test_switches_off_and_on_and_out(side: Any) -> None:
     unlock(base)
 
 
+@pytest.mark.parametrize("kinds", [
+    {}, {"bias": False, "scale": False}, {"norm": False, "scale": False}])
+@pytest.mark.parametrize("copied", [False, True])
+def test_locked_again_the_same_parameters_learn(kinds: Any, copied: bool) -> None:
+    base = base_model("qwen2")
+    frozen = "model.layers.1.mlp.up_proj.weight", "model.layers.2.input_layernorm.weight"
+    for name in frozen:
+        base.get_parameter(name).requires_grad_(False)
+    unlock(base, **kinds)
+    assert not base.model.layers[0].self_attn.q_proj.bias.requires_grad
+    base = copy.deepcopy(base) if copied else base
+    lock(base)
+    learns = {name: values.requires_grad for name, values in base.named_parameters()}
+    assert learns == {name: name not in frozen for name in learns}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_folded_layers_and_norms_are_frozen(family: str) -> None:
+    base = base_model(family)
+    unlock(base)
+    fold(base)
+    assert {name for name, values in base.named_parameters() if values.requires_grad} == {
+        "model.embed_tokens.weight", "lm_head.weight"}
+
+
 @SIDE
 def test_prompts_kept_for_inference_follow_what_is_unlocked(side: Any) -> None:
     base = base_model()

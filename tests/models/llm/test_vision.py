@@ -10,9 +10,10 @@ import pytest
 import torch
 from adapter_bases import IDS, adapters, base_model, direct
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from algorithms import ParameterError
 from models.llm.adapter import (
@@ -79,11 +80,11 @@ def test_the_first_layer_attends_to_each_images_rows(family: str, gate: str) -> 
     parts = {name: getattr(first, name, None) for name in (
         "head_dim", "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")}
     for sequence in range(2):
-        adapter = SimpleNamespace(prompt=rows[sequence], gate=first.adapter.gate, tanh=True)
+        adapter = SimpleNamespace(prompt=rows[sequence], strength=first.adapter.strength)
         one = slice(sequence, sequence + 1)
         wanted = direct(SimpleNamespace(adapter=adapter, **parts), x[one].double())
         torch.testing.assert_close(mixed[one].double(), wanted, rtol=1e-5, atol=1e-5)
-        adapter.gate = torch.zeros(1)
+        adapter.strength = torch.zeros(1)
         blind = direct(SimpleNamespace(adapter=adapter, **parts), x[one].double())
         assert (blind - wanted).abs().max() > 1e-3
 
@@ -252,6 +253,40 @@ def test_loads_from_a_directory(tmp_path: Path) -> None:
     assert torch.equal(other.see([picture], "early"), made.see([picture], "early"))
     with pytest.raises(ParameterError, match=r"must be a local directory with config\.json"):
         VisionTower.from_directory(tmp_path / "none", (1,))
+
+
+def test_folders_without_a_whole_tower_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    base_model().save_pretrained(tmp_path)
+    with pytest.raises(ParameterError, match=r"json: model_type='llama': must be one of clip"):
+        VisionTower.from_directory(tmp_path, (1,))
+    tower().encoder.save_pretrained(tmp_path)
+    whole = load_file(weights)
+    part, fitting = "encoder.layers.1.mlp.fc1.weight", {"format": "pt"}
+    name = next(name for name in whole if name.endswith(part))
+    save_file({key: values for key, values in whole.items() if key != name}, weights, fitting)
+    with pytest.raises(ParameterError, match=f"has no weights .*{part}"):
+        VisionTower.from_directory(tmp_path, (1,))
+    save_file(whole | {name: torch.zeros(7, 16)}, weights, fitting)
+    with pytest.raises(ParameterError, match=rf"{part} of shape \(7, 16\) where its config.json "
+                       r"needs \(32, 16\)"):
+        VisionTower.from_directory(tmp_path, (1,))
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:2000]), weights.unlink):
+        damage()
+        with pytest.raises(ParameterError, match=r"path=.*cannot be loaded \(") as caught:
+            VisionTower.from_directory(tmp_path, (1,))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_tower_of_a_whole_clip_model(tmp_path: Path) -> None:
+    vision = tower().encoder.config
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2}
+    whole = CLIPModel(CLIPConfig(text_config=text, vision_config=vision.to_dict()))
+    whole.save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 12, 12)
+    states = whole.vision_model(pixels, output_hidden_states=True).hidden_states
+    assert torch.equal(VisionTower.from_directory(tmp_path, (3,))(pixels), states[3])
 
 
 @pytest.mark.parametrize("size", VISION_SIZES)
