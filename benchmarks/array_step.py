@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from benchmarks.chip_step import build_chip
 from benchmarks.gemm_cosim import Cosim, GemmCheck, check_gemm, summary
 from benchmarks.progress import Reporter, Silent
-from benchmarks.sources import source
 from benchmarks.training import reproducible
 from benchmarks.update_check import UpdateCheck, check_update
 from benchmarks.workload import Trained, Workload
@@ -34,6 +34,7 @@ from compiler.array.mapping import GemmShape, Mapping, best_mapping
 from compiler.array.offload import Half, Offload, Product, Single
 from compiler.chip.optimisers import AdamW
 from compiler.chip.update_step import compile_update
+from compiler.pipeline import compile_model
 from rtl.architecture import Architecture
 from rtl.errors import ParameterError
 from rtl.pattern import NmPattern
@@ -47,7 +48,7 @@ _RATE = 1e-3
 
 @dataclass(frozen=True)
 class ArrayStep(Cosim):
-    """A step that ran; ``left_behind`` counts the words of loss and gradients that it left.
+    """A step that ran; ``left_behind`` counts the words of results and gradients that it left.
 
     ``update``: what became of the parameters that learn, if the chip updates such.
     """
@@ -57,10 +58,9 @@ class ArrayStep(Cosim):
 
     @property
     def utilisation(self) -> float:
-        """Executed MACs over R * C * RTL cycles, of the products."""
-        cycles = sum(check.rtl_cycles for check in self.checks)
+        """Executed MACs over R * C * RTL cycles, the update's included."""
         macs = sum(check.mapping.shape.macs for check in self.checks)
-        return macs / (self.checks[0].mapping.architecture.pes * cycles)
+        return macs / (self.checks[0].mapping.architecture.pes * self.result.rtl_cycles)
 
     def table(self) -> Group:
         """A line a kind of product: alike in module, stage, sizes and pattern, whatever the layer.
@@ -84,7 +84,7 @@ class ArrayStep(Cosim):
         result = self.result
         lines = [f"not on the array: {item}" for item in self.unsupported]
         lines += [str(self.update)] if self.update is not None else []
-        last = (f"{self.left_behind:,} words of loss and gradients compared too; "
+        last = (f"{self.left_behind:,} words of results and gradients compared too; "
                 f"{result.mismatches:,} of {result.elements:,} words differ in all.")
         return Group(table, *lines, last)
 
@@ -181,10 +181,12 @@ def cosim_step(
     if loss_scale is not None:
         note("update")
         try:
-            update = check_update(compile_update(
-                model, engine.architecture, optimiser=AdamW(_RATE), loss_scale=loss_scale))
+            program = compile_update(model, engine.architecture, optimiser=AdamW(_RATE),
+                                     loss_scale=loss_scale)
         except ParameterError as reason:  # a method that the chip does not train
             elsewhere.append(Unsupported("update", "optimiser", 0, str(reason)))
+        else:
+            update = check_update(program)
     result = summary(name, checked.checks, time.perf_counter() - start,
                      words + (update.words if update else 0),
                      differing + (update.mismatches if update else 0))
@@ -224,10 +226,16 @@ def predicted_cycles(
     workload: Workload, trained: Trained, arch: Architecture, size: str, batch: int
 ) -> int:
     """Cycles of a step of ``batch`` examples as the compiler schedules it."""
-    result = trained.result
+    result, examples = trained.result, workload.batch(size, batch).to("meta")
     sparse = result.pattern != "dense"
     options: dict[str, Any] = {} if result.gradient == "dense" else {"gradient": result.gradient}
-    compiled = source(workload.name, size, batch).compiled(
-        arch=arch, method=result.method if sparse else "dense",
-        pattern=result.pattern if sparse else "2:8", training=True, **options)
-    return compiled.result.totals.cycles
+    with torch.device("meta"):
+        model = workload.model(size, 0)
+    cycles = 0
+    for module, inputs in workload.passes(model, examples):
+        learns = any(values.requires_grad for values in module.parameters())
+        cycles += compile_model(
+            module, *inputs, arch=arch, method=result.method if sparse else "dense",
+            pattern=result.pattern if sparse else "2:8", name=workload.name, training=learns,
+            **options).result.totals.cycles
+    return cycles

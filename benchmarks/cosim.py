@@ -12,6 +12,7 @@ from typing import Protocol
 
 from rich.console import RenderableType
 
+from algorithms import get_method
 from algorithms.rules import as_pattern
 from benchmarks import array_step, chip_step
 from benchmarks.progress import Reporter, Silent
@@ -42,10 +43,11 @@ class RtlStep(Protocol):
 
 def build(workload: Workload, arch: Architecture, progress: Reporter) -> None:
     """Build the RTL that a step needs; callers do it before they train, so that a missing tool
-    shows.
+    shows, of training too.
 
-    Raises :class:`sim.toolchain.ToolError` when it cannot be built.
+    Raises :class:`sim.toolchain.ToolError` when it cannot be built or a tool is missing.
     """
+    workload.check_tools()
     if workload.engine == "chip":
         chip_step.build_chip(arch, progress)
     else:
@@ -107,6 +109,7 @@ def cosim(
     pattern.require_hardware()
     sampled = as_pattern(gradient, "gradient").require_hardware("gradient")
     chosen = method or ("dense" if pattern.is_dense else "bdwp")
+    get_method(chosen)
     if workload.engine == "chip":
         require_method(chosen)
     workload.check_size(size, trained=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from algorithms import sparsify
 from benchmarks.macs import training_macs
-from benchmarks.training import Recipe, minimise
+from benchmarks.training import Recipe, minimise, reported_patterns
 from benchmarks.workload import Batch, Claim, Metric, Progress, Trained, TrainResult, Workload
 from models.resnet9 import RESNET9_SIZES, resnet9
 from rtl.errors import ParameterError
@@ -115,18 +115,16 @@ class ResNet9Digits(Workload):
         epochs = RECIPE.epochs if epochs is None else epochs
         model = self.model(self.check_size(size, trained=True), seed)
         chosen = NmPattern.parse(pattern) if isinstance(pattern, str) else pattern
-        sparse = sparsify(model, method, chosen, gradient=gradient)
+        sparsify(model, method, chosen, gradient=gradient)
         train, test = digits_fold(seed % FOLDS)
         scale = minimise(model, self.loss, train, RECIPE, epochs, seed, progress)
         model.eval()
         with torch.no_grad():
             correct = (model(test.inputs).argmax(1) == test.targets).double().mean().item()
-        pruned = bool(sparse.sparse_layers)
         result = TrainResult(
             workload=self.name,
             method=method,
-            pattern=str(chosen) if pruned else "dense",
-            gradient=str(gradient) if sparse.method.update == "grad" else "dense",
+            **reported_patterns(model, chosen, gradient),
             seed=seed,
             epochs=epochs,
             metric=Metric(name="test accuracy, %", value=100 * correct, higher_is_better=True),

@@ -15,16 +15,19 @@ class CosimResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workload: str = Field(description="Name of the workload.")
-    gemms: int = Field(description="GEMMs of the training step, FF, BP and WU.")
+    gemms: int = Field(description="GEMMs of the step.")
     elements: int = Field(
-        description="32-bit words of device memory compared between RTL and golden model.")
+        description="32-bit words compared between RTL and golden model: of device memory, and "
+        "on the array of products, results and gradients.")
     mismatches: int = Field(description="Words that differ.")
     max_rel_error_vs_fp64: float = Field(
-        description="Largest error of a weight gradient against FP64, relative to |A||B|.")
+        description="Largest error against FP64, relative to |A||B|: of a weight gradient, or on "
+        "the array of any product.")
     torch_rel_error_vs_fp64: float = Field(
         description="Largest error of PyTorch's own kernels, measured the same way.")
     rtl_cycles: int = Field(
-        description="Cycles of the whole step that the RTL counted, memory and update included.")
+        description="Cycles of the whole step that the RTL counted, update included; on the chip "
+        "memory too, on the array products have their operands in its buffers.")
     model_cycles: int = Field(description="Cycles that the cycle model predicts.")
     seconds: float = Field(description="Wall time of the co-simulation.")
 

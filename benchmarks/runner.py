@@ -62,10 +62,10 @@ class BenchReport:
         line(f"speed-up over dense, batch {first.train_batch}, model",
              *(f"{row.train_batch_speedup:.2f}x" for row in rows))
         line("utilisation", *(f"{row.utilisation:.1%}" for row in rows))
-        line("memory words compared", *(f"{row.elements:,}" for row in rows))
+        line("words compared", *(f"{row.elements:,}" for row in rows))
         line("mismatches", *(f"{row.mismatches:,}" for row in rows))
         for who, name in (("RTL", "max_rel_error_vs_fp64"), ("PyTorch", "torch_rel_error_vs_fp64")):
-            line(f"gradient error vs FP64: {who}", *(f"{getattr(row, name):.1e}" for row in rows))
+            line(f"error vs FP64: {who}", *(f"{getattr(row, name):.1e}" for row in rows))
         line("seconds", *(f"{row.seconds:.1f}" for row in rows))
         return table
 

@@ -20,9 +20,10 @@ from models.catalogue import CATALOGUE
 from rtl.errors import ParameterError, closest
 from rtl.pattern import NmPattern
 
-__all__ = ["COMPILED", "Source", "source"]
+__all__ = ["COMPILED", "LANGUAGE", "Source", "source"]
 
 LANGUAGE = ("llama-adapter", "llama-adapter-v2", "mathcoder", "csv")
+"""Those that :mod:`benchmarks.llm.sources` makes, named here so that it need not be imported."""
 COMPILED = (*CATALOGUE, *LANGUAGE)
 """Workloads that can be compiled."""
 

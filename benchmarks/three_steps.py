@@ -34,8 +34,9 @@ _OPTIMISER = Sgd(learning_rate=0.1, momentum=0.9, weight_decay=5e-4)
 
 def measure(steps: int = _STEPS) -> tuple[Table, bool]:
     """A line a step, and whether all memory and losses agree."""
-    images, labels = (part[:_BATCH] for part in digits_fold(0)[0])
-    images, targets = images.half().float(), F.one_hot(labels, 10).float()
+    digits = digits_fold(0)[0]
+    images = digits.inputs[:_BATCH].half().float()
+    targets = F.one_hot(digits.targets[:_BATCH], 10).float()
     models: list[nn.Module] = [plain_net(PLAIN_SIZES["tiny"], 0) for _ in range(2)]
     for model in models:
         sparsify(model, "bdwp", "2:8")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from algorithms import decay_pruned
+from algorithms import decay_pruned, sparse_layers
 from benchmarks.workload import Batch, Progress
 from rtl.errors import ParameterError
+from rtl.pattern import NmPattern
 
-__all__ = ["Recipe", "check_run", "minimise", "reproducible"]
+__all__ = ["Recipe", "check_run", "minimise", "reported_patterns", "reproducible"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,17 @@ def check_run(epochs: int | None, seed: int) -> None:
         raise ParameterError("epochs", epochs, "must be at least 1", 1)
     if seed < 0:
         raise ParameterError("seed", seed, "must be at least 0", 0)
+
+
+def reported_patterns(model: nn.Module, pattern: NmPattern, gradient: str | NmPattern
+                      ) -> dict[str, str]:
+    """``pattern`` and ``gradient`` of a :class:`TrainResult`: those given where any layer prunes a
+    pass, or samples dY, and dense elsewhere."""
+    plans = [layer.nm_plan for _, layer in sparse_layers(model)]
+    pruned = any(not plan.is_dense for plan in plans)
+    sampled = any(not plan.update.pattern.is_dense for plan in plans)
+    return {"pattern": str(pattern) if pruned else "dense",
+            "gradient": str(gradient) if sampled else "dense"}
 
 
 def minimise(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.chip.tensors import Image
 from compiler.chip.update_step import UpdateStep
 from sim.chip import Chip, MemoryModel
 from sim.chip_cycles import predict
@@ -17,17 +16,13 @@ __all__ = ["UpdateCheck", "check_update"]
 
 @dataclass(frozen=True)
 class UpdateCheck:
-    """An update that ran: ``words`` of device memory compared, ``mismatches`` of them differ.
-
-    ``image``: device memory after the update, as the RTL left it.
-    """
+    """An update that ran: ``words`` of device memory compared, ``mismatches`` of them differ."""
 
     step: UpdateStep
     rtl_cycles: int
     model_cycles: int
     words: int
     mismatches: int
-    image: Image
 
     def __str__(self) -> str:
         count = sum(update.values.numel() for update in self.step.updates)
@@ -45,7 +40,6 @@ def check_update(step: UpdateStep) -> UpdateCheck:
         chip.memory[:] = step.image().memory
         chip.start(step.program_at, step.bases, step.scalars())
         cycles = chip.counters()["cycles"]
-        left = Image(np.array(chip.memory), step.bases)
-    words = [image.memory.view(np.uint32) for image in (left, golden)]
+        words = [memory.view(np.uint32) for memory in (np.array(chip.memory), golden.memory)]
     return UpdateCheck(step, cycles, predict(step.program, arch, model, step.bases).cycles,
-                       len(words[0]), int(np.count_nonzero(words[0] != words[1])), left)
+                       len(words[0]), int(np.count_nonzero(words[0] != words[1])))

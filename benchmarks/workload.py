@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rtl.errors import ParameterError, closest
 from rtl.pattern import NmPattern
+from sim.toolchain import ToolError
 
 __all__ = ["Batch", "Claim", "Metric", "Progress", "TrainResult", "Trained", "Workload"]
 
@@ -59,16 +60,25 @@ class Claim(BaseModel):
     holds: bool = Field(description="Whether the claim holds for these figures.")
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Model inputs and targets of one step; the first axis counts examples."""
 
     inputs: Tensor
     targets: Tensor
 
+    def to(self, device: str) -> Self:
+        """All of it on another device."""
+        return replace(self, **{part.name: getattr(self, part.name).to(device)
+                                for part in fields(self)})
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model beside its result, and the loss scale that its last step used."""
+    """A trained model beside its result.
+
+    loss_scale: of a further step; what its last one used, if its training scales losses.
+    """
 
     model: nn.Module
     result: TrainResult
@@ -89,6 +99,8 @@ class Workload(ABC):
     engine: ClassVar[Literal["chip", "array"]] = "chip"
     """Which RTL runs its training step: the chip, as one program, or the array, product by product,
     for models that the chip's program generator does not take."""
+    sandboxed: ClassVar[bool] = False
+    """Whether code of the model runs, for which the sandbox must be installed."""
     train_batch: ClassVar[int]
     """Examples of a training step in the workload's own recipe."""
     seeds: ClassVar[int] = 5
@@ -181,6 +193,22 @@ class Workload(ABC):
         """What runs on the RTL of the array: a training step. Returns what is compared beside the
         gradients, the loss."""
         return [torch.tensor(self.training_step(model, batch, loss_scale))]
+
+    def passes(self, model: nn.Module, batch: Batch) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
+        """What the compiler is given of :meth:`step`: one after the other, modules and their
+        inputs, with ``requires_grad`` as it is in that pass while the caller has it."""
+        yield model, (batch.inputs,)
+
+    def check_tools(self) -> None:
+        """Raise :class:`sim.toolchain.ToolError` if training needs what is not installed."""
+        if self.sandboxed:
+            from models.math.sandbox import Sandbox, SandboxUnavailable
+
+            try:
+                with Sandbox():
+                    pass
+            except SandboxUnavailable as reason:
+                raise ToolError(str(reason)) from None
 
     def check_size(self, size: str, trained: bool = False) -> str:
         """``size`` if it exists and, with ``trained``, can be trained."""

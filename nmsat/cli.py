@@ -87,7 +87,7 @@ def _stdout() -> Console:
 
 def _require_agreement(mismatches: int) -> None:
     if mismatches:
-        print(f"nmsat: RTL and golden model differ in {mismatches} words of memory",
+        print(f"nmsat: RTL and golden model differ in {mismatches} words",
               file=sys.stderr)
         raise typer.Exit(1)
 
@@ -281,15 +281,17 @@ def cosim(
     workload: WorkloadArgument,
     pattern: PatternOption = "2:8",
     method: Annotated[str | None, typer.Option(
-        "--method", metavar="dense|bdwp|bdwp+wu",
-        help="Training method; by default bdwp, or dense for the dense pattern.")] = None,
+        "--method", metavar="METHOD",
+        help="Training method, for a step on the chip dense, bdwp or bdwp+wu; by default bdwp, or "
+             "dense for the dense pattern.")] = None,
     gradient: GradientOption = "1:2",
     arch: ArchOption = "small",
     size: SizeOption = "tiny",
     seed: SeedOption = "0",
     json: JsonOption = None,
 ) -> None:
-    """Run one whole training step on the RTL of the chip and compare all of its memory."""
+    """Run one whole training step on the RTL, as a program of the chip or, for transformers,
+    product by product on the array, and compare all that it leaves."""
     _choice("--size", size, _SIZES)
     start = _integer("--seed", seed, 0)
     chosen, sampled = _hardware_pattern(pattern), _hardware_pattern(gradient, "--gradient")

@@ -11,9 +11,11 @@ What a :class:`sim.chip.MemoryModel` is to the cycle model:
   of program and loads.
 
 Loads, program and writes are looked at one after the other, not in the order of time. So where they
-compete, the one looked at first does not feel the others before its next bursts. That hurts only
+compete, the one looked at first does not feel the others before its next bursts. That hurts
 where the bandwidth is limited *and* one burst may be outstanding: single sections of a step then
-come out up to 16 % too quick; a whole step does not.
+come out up to 16 % too quick; a whole step does not. And where loads and stores alike wait for the
+bandwidth from the first word on, as in an update by itself: about 400 cycles a tensor too quick,
+9 % for weights of 64 x 64 on an 8 x 8 array.
 
 Every quantity is a time in cycles from the start of the program.
 """

@@ -139,13 +139,13 @@ class CifarTask(Task):
         """Shuffled epochs, augmented, normalised by the training set."""
         train, _ = read_cifar(self._data, self.classes)
         generator = torch.Generator().manual_seed(seed)
-        for images, labels in epochs_of(train, seed, steps, batch):
-            yield Batch(self._normalised(_augmented(images, generator)), labels)
+        for drawn in epochs_of(train, seed, steps, batch):
+            yield Batch(self._normalised(_augmented(drawn.inputs, generator)), drawn.targets)
 
     def test(self, seed: int) -> Batch:
         """The test set as it is."""
-        images, labels = read_cifar(self._data, self.classes)[1]
-        return Batch(self._normalised(images), labels)
+        _, test = read_cifar(self._data, self.classes)
+        return Batch(self._normalised(test.inputs), test.targets)
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, deviation = _moments(self._data, self.classes)

@@ -65,8 +65,8 @@ def _train(
     plans: list[LayerPlan] = []
     executed = ratio = 0.0
     loss = torch.zeros(())
-    for step, (inputs, targets) in enumerate(task.batches(seed, recipe.steps, recipe.batch)):
-        inputs, targets = inputs.to(device), targets.to(device)
+    for step, drawn in enumerate(task.batches(seed, recipe.steps, recipe.batch)):
+        inputs, targets = drawn.inputs.to(device), drawn.targets.to(device)
         if not layers:
             found = layer_costs(model, inputs)
             layers, costs = [layer for layer, _ in found], [cost for _, cost in found]

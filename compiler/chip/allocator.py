@@ -15,7 +15,7 @@ from rtl.axi import BOUNDARY
 from rtl.chunk import WORD_BYTES
 from rtl.errors import ParameterError
 
-__all__ = ["ALIGNMENT", "DeviceMemory", "Region"]
+__all__ = ["ALIGNMENT", "DeviceMemory", "Region", "round_up"]
 
 ALIGNMENT = 128
 """Every tensor begins at a multiple of so many bytes: the widest bus beat."""
@@ -92,7 +92,7 @@ class DeviceMemory:
         """Byte addresses of the base registers, the first region at ``start``."""
         addresses = []
         for region in Region:
-            start = -(-start // BOUNDARY) * BOUNDARY
+            start = round_up(start)
             addresses.append(start)
             start += self._spaces[region].words * WORD_BYTES
         return addresses
@@ -100,3 +100,8 @@ class DeviceMemory:
     def size(self, start: int = 0) -> int:
         """Bytes of memory from address 0 to the end of the last region."""
         return self.bases(start)[-1] + self._spaces[list(Region)[-1]].words * WORD_BYTES
+
+
+def round_up(address: int) -> int:
+    """The first byte address from ``address`` on where a burst may begin whatever its length."""
+    return -(-address // BOUNDARY) * BOUNDARY

@@ -53,6 +53,11 @@ class Image:
         start = self.bases[place.base] + place.offset * WORD_BYTES
         return self.memory[start : start + words * WORD_BYTES]
 
+    def store_program(self, at: int, program: Sequence[int]) -> None:
+        """Write the words of a program from byte ``at`` on."""
+        raw = b"".join(word.to_bytes(WORD_BYTES, "little") for word in program)
+        self.memory[at : at + len(raw)] = np.frombuffer(raw, np.uint8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor(ABC):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from algorithms import Method, NmLayer, get_method
 from compiler.chip.addition import emit_addition
-from compiler.chip.allocator import DeviceMemory, Region
+from compiler.chip.allocator import DeviceMemory, Region, round_up
 from compiler.chip.builder import ProgramBuilder
 from compiler.chip.conv_geometry import ConvGeometry
 from compiler.chip.gemm import emit_backward, emit_forward, emit_weight_update
@@ -41,7 +41,6 @@ from compiler.chip.tensors import (
 from compiler.chip.update_code import Parameter
 from rtl import isa
 from rtl.architecture import Architecture
-from rtl.axi import BOUNDARY
 from rtl.chunk import WORD_BYTES
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern
@@ -139,8 +138,7 @@ class TrainingStep:
         image = Image(np.zeros(self.memory_bytes, np.uint8), self.bases)
         for layer in self.layers:
             layer.store(image)
-        raw = b"".join(word.to_bytes(WORD_BYTES, "little") for word in self.program)
-        image.memory[self.program_at : self.program_at + len(raw)] = np.frombuffer(raw, np.uint8)
+        image.store_program(self.program_at, self.program)
         return image
 
     def runtime(self) -> HostRuntime:
@@ -255,11 +253,11 @@ class _Planner:
         sections = tuple(Section(*each, stop) for each, stop in zip(starts, stops, strict=True))
         bases, end = self.space.bases(), self.space.size()
         program = tuple(self.builder.program())
-        program_at = _round_up(end)
+        program_at = round_up(end)
         return TrainingStep(
             self.architecture, self.network, tuple(self.layers.values()), self.values,
             self.gradients, tuple(self.points), program, sections, tuple(bases), program_at,
-            _round_up(program_at + len(program) * WORD_BYTES), self.optimiser, self.loss,
+            round_up(program_at + len(program) * WORD_BYTES), self.optimiser, self.loss,
             self.loss_scale, target, losses, self.seed,
         )
 
@@ -401,10 +399,6 @@ def _outputs(node: GemmNode | HostNode) -> tuple[Value, ...]:
 
 def _activation(value: Value) -> Activation:
     return Activation(value.batch, value.height, value.width, value.channels)
-
-
-def _round_up(address: int) -> int:
-    return -(-address // BOUNDARY) * BOUNDARY
 
 
 def _matrix(tensor: Matrix | Vector) -> Matrix:

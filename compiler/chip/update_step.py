@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from algorithms import NmLayer
-from compiler.chip.allocator import DeviceMemory
+from compiler.chip.allocator import DeviceMemory, round_up
 from compiler.chip.builder import ProgramBuilder
 from compiler.chip.optimisers import Optimiser
 from compiler.chip.parameters import place_vector, place_weight
@@ -24,7 +24,6 @@ from compiler.chip.tensors import Image, Matrix, Vector, gradient_group
 from compiler.chip.training_step import require_method
 from compiler.chip.update_code import Parameter
 from rtl.architecture import Architecture
-from rtl.axi import BOUNDARY
 from rtl.chunk import WORD_BYTES
 from rtl.errors import ParameterError
 from rtl.pattern import DENSE
@@ -92,8 +91,7 @@ class UpdateStep:
         image = Image(np.zeros(self.memory_bytes, np.uint8), self.bases)
         for update in self.updates:
             update.store(image)
-        raw = b"".join(word.to_bytes(WORD_BYTES, "little") for word in self.program)
-        image.memory[self.program_at : self.program_at + len(raw)] = np.frombuffer(raw, np.uint8)
+        image.store_program(self.program_at, self.program)
         return image
 
     def scalars(self) -> list[float]:
@@ -132,7 +130,7 @@ def compile_update(
         builder.section(update.name)
         optimiser.emit(builder, update.place)
     program = tuple(builder.program())
-    at = -(-space.size() // BOUNDARY) * BOUNDARY
-    size = -(-(at + len(program) * WORD_BYTES) // BOUNDARY) * BOUNDARY
+    at = round_up(space.size())
+    size = round_up(at + len(program) * WORD_BYTES)
     return UpdateStep(architecture, tuple(updates), program, tuple(space.bases()), at, size,
                       optimiser, loss_scale)

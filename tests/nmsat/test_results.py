@@ -125,7 +125,7 @@ def test_disagreement_is_reported_and_fails(
     monkeypatch.setattr(chip_step, "cosim_step", _run)
     monkeypatch.setattr(chip_step, "RtlMachine", Faulty)
     assert cli.run(["cosim", "resnet9", *QUICK, "--json", "step.json"]) == 1
-    assert capsys.readouterr().err == "nmsat: RTL and golden model differ in 3 words of memory\n"
+    assert capsys.readouterr().err == "nmsat: RTL and golden model differ in 3 words\n"
     assert json.loads(Path("step.json").read_text())["mismatches"] == 3
 
 

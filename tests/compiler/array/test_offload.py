@@ -164,8 +164,8 @@ def test_what_is_no_plain_product_is_counted(call: Callable[[], Tensor], name: s
     assert [(key.split()[-1], count) for key, count in offload.elsewhere.items()] == [(name, 1)]
 
 
-def test_masks_of_the_mask_function_are_recognised_in_a_plain_layer() -> None:
-    """A plain layer over pruned weights runs dense: only a sparse layer promises a pattern."""
+def test_a_plain_layer_over_pruned_weights_runs_dense() -> None:
+    """Only a sparse layer promises a pattern."""
     model = nn.Linear(16, 8, bias=False)
     with torch.no_grad():
         model.weight.copy_(apply_mask(model.weight, nm_mask(model.weight, NmPattern(2, 8), 1)))
