@@ -56,7 +56,7 @@ class Captioner:
     and place that none of training shows.
     """
 
-    def __init__(self, size: str, seed: int, pictures: int = 2000, tested: int = 300) -> None:
+    def __init__(self, size: str, seed: int, pictures: int, tested: int) -> None:
         self.size = size
         tower = vision_tower(size, seed)
         # Trained towers tell where a patch is; random ones of transformers hardly do.
@@ -74,7 +74,7 @@ class Captioner:
         self, model: Llama, instructions: Sequence[TokenisedInstruction], recipe: TuningRecipe,
         mixture: Mixture, seed: int, progress: Progress | None = None,
     ) -> None:
-        """Train the adapter of ``model`` on the mixture; ``recipe`` gives batch, rate and the rest.
+        """Train the adapter of ``model`` on the mixture; of ``recipe`` clip and steps do not count.
 
         Raises :class:`ParameterError` for a mixture of nothing and for a loss that is not finite.
         """

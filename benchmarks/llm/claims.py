@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.console import one_line_errors, stdout
 from benchmarks.llm.record import Runs
-from benchmarks.llm.runs import get_variant, run, settings_key
+from benchmarks.llm.runs import EXAMPLES, FEW, get_variant, run, settings_key
 from rtl.errors import ParameterError, closest
 
 __all__ = ["CLAIMS", "RECORD", "Claim", "Scores", "claim_table", "main"]
@@ -99,9 +99,10 @@ def _judged(sentence: str, gap: _Gap) -> str:
 
 def _zero_init(scores: Scores) -> str:
     return "\n".join(
-        _judged(f"Gates that start at zero beat random ones, {much}",
-                _gap(scores, f"adapter{few}", f"adapter, random init{few}", "test"))
-        for much, few in (("400 instructions", ", few examples"), ("4000 instructions", "")))
+        _judged(f"Gates that start at zero beat {other}, {count} instructions",
+                _gap(scores, f"adapter{few}", f"adapter, {name}{few}", "test"))
+        for other, name in (("prompts without gates", "no gates"), ("random gates", "random init"))
+        for count, few in ((EXAMPLES, ""), (FEW, ", few examples")))
 
 
 def _sparse_base(scores: Scores) -> str:
@@ -113,17 +114,16 @@ def _sparse_base(scores: Scores) -> str:
 def _groups(scores: Scores) -> str:
     """Interference: what each task loses against training by itself; of captions, words count."""
     alone = (("test", "v2 instructions only"), ("word", "v2 captions only"))
-    saved = [_gap(scores, "v2 disjoint", "v2 shared", test) for test, _ in alone]
     losses = {joint: [_gap(scores, joint, single, test).mean for test, single in alone]
               for joint in ("v2 disjoint", "v2 shared")}
-    seeds = sorted(scores["v2 disjoint"].keys() & scores["v2 shared"].keys())
-    both = _Gap.of([sum(scores["v2 disjoint"][seed][test] - scores["v2 shared"][seed][test]
-                        for test, _ in alone) for seed in seeds])
     words = "; ".join(f"{joint}: instructions {own[0]:+.1f}, captions {own[1]:+.1f}"
                       for joint, own in losses.items())
-    return (f"Against training on one task alone, {words}. "
-            f"Disjoint minus shared: instructions {saved[0]}; captions {saved[1]}. "
-            + _judged("Disjoint groups interfere less, both tasks together", both))
+    return "\n".join((
+        f"Against training on one task alone, {words}",
+        *(_judged(f"Disjoint groups beat shared ones, {task}, {ratio} captions to an instruction",
+                  _gap(scores, f"v2 disjoint{mixture}", f"v2 shared{mixture}", test))
+          for ratio, mixture in (("two", ""), ("ten", ", captions 10:1"))
+          for task, test in (("instructions", "test"), ("captions", "word")))))
 
 
 def _unlocked(scores: Scores) -> str:
@@ -139,9 +139,10 @@ def _expert(scores: Scores) -> str:
 
 CLAIMS: dict[str, Claim] = {
     "zero-init": Claim(
-        "Zero-init gates against random ones",
-        ("base alone", "full fine-tuning", "adapter", "adapter, random init",
-         "adapter, few examples", "adapter, random init, few examples"),
+        "Zero-init gates against random ones and none",
+        ("base alone", "full fine-tuning", "adapter", "adapter, random init", "adapter, no gates",
+         "adapter, few examples", "adapter, random init, few examples",
+         "adapter, no gates, few examples"),
         ("test", "paraphrased"), _zero_init),
     "sparse-base": Claim(
         "Adapters on a frozen base pruned 2:8",
@@ -150,7 +151,8 @@ CLAIMS: dict[str, Claim] = {
         ("test", "paraphrased", "corpus"), _sparse_base),
     "groups": Claim(
         "V2, joint training: disjoint against shared groups",
-        ("v2 instructions only", "v2 captions only", "v2 disjoint", "v2 shared"),
+        ("v2 instructions only", "v2 captions only", "v2 disjoint", "v2 shared",
+         "v2 disjoint, captions 10:1", "v2 shared, captions 10:1"),
         ("test", "paraphrased", "word", "caption"), _groups),
     "unlocked": Claim(
         "V2, norms, biases and scales unlocked or not",

@@ -67,9 +67,9 @@ def caption(scene: Scene) -> Instruction:
     return Instruction(instruction=DESCRIBE, output=" ".join(scene.words))
 
 
-def question(scene: Scene, number: int, context: str = "") -> Instruction:
-    """Number 0 to 2 of :data:`QUESTIONS` with its answer; ``context`` is what experts say."""
-    return Instruction(instruction=QUESTIONS[number], input=context, output=scene.words[number])
+def question(scene: Scene, number: int) -> Instruction:
+    """Number 0 to 2 of :data:`QUESTIONS` with its answer."""
+    return Instruction(instruction=QUESTIONS[number], output=scene.words[number])
 
 
 def features_of(tower: VisionTower, seen: Sequence[Scene]) -> Tensor:

@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Literal
 
 from algorithms import ParameterError, closest, sparsify
 from benchmarks.llm.captioning import Captioner, Mixture
-from benchmarks.llm.encoding import encode, tokenizer
+from benchmarks.llm.encoding import encode, packed_corpus, tokenizer
 from benchmarks.llm.pretraining import PRETRAINING, pretrained
 from benchmarks.llm.record import Outcome
 from benchmarks.llm.tasks import SPLITS, instruction_data, language, state
@@ -21,15 +22,19 @@ from models.llm.adapter import AdapterConfig, insert_adapter
 from models.llm.adapter_v2 import v2_config
 from models.llm.instructions import TokenisedInstruction
 from models.llm.llama import LLAMA_SIZES
+from models.llm.vision import VISION_SIZES
 from sim.build import content_key
 
-__all__ = ["VARIANTS", "Variant", "get_variant", "run", "settings_key"]
+__all__ = ["CAPTIONED", "CAPTIONS_TESTED", "EXAMPLES", "FEW", "TESTED", "VARIANTS", "Variant",
+           "get_variant", "run", "settings_key"]
 
 SIZE = "small"
 PATTERN = "2:8"
 
 EXAMPLES, FEW, TESTED = 4000, 400, 700
 """Instructions of training, of training with few, and of each test."""
+CAPTIONED, CAPTIONS_TESTED = 2000, 300
+"""Pictures of training and of test."""
 
 _VERSION = 1
 """Raised when the code changes what a run gives; settings count by themselves."""
@@ -47,13 +52,13 @@ class Variant:
     """What is compared.
 
     base: dense; pruned 2:8 by magnitude after dense pre-training; or pre-trained with BDWP 2:8.
-    tuned: nothing, all weights, the adapter of V1 with gates that start at zero or at random, or
-    that of V2. few: on few instructions and for fewer steps. mixture, changes: what V2 is trained
-    on, and changes to its configuration.
+    tuned: nothing, all weights, the adapter of V1 with gates that start at zero, at random, or with
+    none, or that of V2. few: on few instructions, and V1 for fewer steps. mixture, changes: what V2
+    is trained on, and changes to its configuration.
     """
 
     base: Literal["dense", "one-shot", "bdwp"]
-    tuned: Literal["nothing", "everything", "zero-init", "random-init", "v2"]
+    tuned: Literal["nothing", "everything", "zero-init", "random-init", "ungated", "v2"]
     mixture: Mixture = field(default_factory=Mixture)
     changes: Mapping[str, bool] = field(default_factory=dict)
     few: bool = False
@@ -61,9 +66,8 @@ class Variant:
     @property
     def recipe(self) -> TuningRecipe:
         """How it is tuned."""
-        if self.few:
-            return FEW_RECIPE
-        return {"everything": FULL_RECIPE, "v2": V2_RECIPE}.get(self.tuned, V1_RECIPE)
+        by_default = FEW_RECIPE if self.few else V1_RECIPE
+        return {"everything": FULL_RECIPE, "v2": V2_RECIPE}.get(self.tuned, by_default)
 
     @property
     def examples(self) -> int:
@@ -73,6 +77,9 @@ class Variant:
 
 _LOCKED = {"unlock_norm": False, "unlock_bias": False, "unlock_scale": False}
 
+_MANY = 100, 1000
+"""Batches of instructions and of captions, in the ratio of the samples in the paper."""
+
 VARIANTS: dict[str, Variant] = {
     "base alone": Variant("dense", "nothing"),
     "one-shot 2:8 base alone": Variant("one-shot", "nothing"),
@@ -80,12 +87,16 @@ VARIANTS: dict[str, Variant] = {
     "full fine-tuning": Variant("dense", "everything"),
     "adapter": Variant("dense", "zero-init"),
     "adapter, random init": Variant("dense", "random-init"),
+    "adapter, no gates": Variant("dense", "ungated"),
     "adapter, few examples": Variant("dense", "zero-init", few=True),
     "adapter, random init, few examples": Variant("dense", "random-init", few=True),
+    "adapter, no gates, few examples": Variant("dense", "ungated", few=True),
     "adapter on one-shot 2:8": Variant("one-shot", "zero-init"),
     "adapter on bdwp 2:8": Variant("bdwp", "zero-init"),
     "v2 disjoint": Variant("dense", "v2"),
     "v2 shared": Variant("dense", "v2", Mixture("shared")),
+    "v2 disjoint, captions 10:1": Variant("dense", "v2", Mixture("disjoint", *_MANY), few=True),
+    "v2 shared, captions 10:1": Variant("dense", "v2", Mixture("shared", *_MANY), few=True),
     "v2 instructions only": Variant("dense", "v2", Mixture(captions=0)),
     "v2 captions only": Variant("dense", "v2", Mixture(instructions=0)),
     "v2 disjoint, nothing unlocked": Variant("dense", "v2", changes=_LOCKED),
@@ -101,15 +112,24 @@ def get_variant(name: str) -> Variant:
 
 
 def settings_key(variant: Variant) -> str:
-    """A short name that changes with anything that a run of ``variant`` depends on but the seed."""
-    words = sorted(tokenizer(SIZE).get_vocab().items())
+    """A short name that changes with the settings and data of a run of ``variant``, but not with
+    its seed; with its code only where :data:`_VERSION` says so."""
     parts = [_VERSION, variant.base, variant.tuned, LLAMA_SIZES[SIZE], asdict(PRETRAINING[SIZE]),
-             variant.examples, TESTED, words]
+             variant.examples, TESTED, PATTERN, *_seen()]
     if variant.tuned != "nothing":
         parts.append(asdict(variant.recipe))
     if variant.tuned == "v2":
-        parts += [asdict(variant.mixture), sorted(variant.changes.items())]
+        parts += [asdict(variant.mixture), v2_config(SIZE, **variant.changes), VISION_SIZES[SIZE],
+                  CAPTIONED, CAPTIONS_TESTED]
     return content_key(*parts)
+
+
+@cache
+def _seen() -> tuple[object, ...]:
+    """The vocabulary, and what data of one seed begin with."""
+    row = next(packed_corpus(SIZE, PRETRAINING[SIZE].tokens, 0))
+    samples = instruction_data("train", 20, 0, SIZE)
+    return sorted(tokenizer(SIZE).get_vocab().items()), row.ids, repr(samples)
 
 
 def run(name: str, seed: int, progress: Progress | None = None) -> Outcome:
@@ -128,7 +148,7 @@ def run(name: str, seed: int, progress: Progress | None = None) -> Outcome:
         if variant.tuned == "v2":
             insert_adapter(model.base, v2_config(SIZE, **variant.changes))
             samples = encode(instruction_data("train", variant.examples, seed, SIZE), SIZE)
-            captioner = Captioner(SIZE, seed)
+            captioner = Captioner(SIZE, seed, CAPTIONED, CAPTIONS_TESTED)
             captioner.tune(model, samples, variant.recipe, variant.mixture, seed, progress)
             scores = captioner.scores(model)
         elif variant.tuned == "everything":
@@ -136,8 +156,9 @@ def run(name: str, seed: int, progress: Progress | None = None) -> Outcome:
         elif variant.tuned != "nothing":
             shape = LLAMA_SIZES[SIZE]
             insert_adapter(model.base, AdapterConfig(
-                layers=shape.adapted, prompt=shape.prompt, zero_init=variant.tuned == "zero-init"))
-        if variant.tuned in ("everything", "zero-init", "random-init"):
+                layers=shape.adapted, prompt=shape.prompt, gated=variant.tuned != "ungated",
+                zero_init=variant.tuned == "zero-init"))
+        if variant.tuned not in ("nothing", "v2"):
             samples = encode(instruction_data("train", variant.examples, seed, SIZE), SIZE)
             tune(model, samples, variant.recipe, seed, progress)
         seconds = time.process_time() - began

@@ -11,10 +11,10 @@ from models.llm.adapter_v2 import image_example, llama_adapter_v2
 from models.llm.decoding import Generation
 from models.llm.llama import LLAMA_SIZES, example, llama, llama_adapter
 
-__all__ = ["MADE", "PATHS"]
+__all__ = ["MADE"]
 
-PATHS = {"tiny": 2, "small": 8, "full": 8}
-"""Solutions of a problem that CSV samples side by side, by size."""
+_PROMPTS = {"tiny": 2, "small": 8, "full": 8}
+"""Prompts that CSV generates from side by side where nobody says how many, by size."""
 
 PRUNED = ("*.q_proj",)
 """The first linear layer of a Llama is not its first layer: that is an embedding."""
@@ -42,7 +42,7 @@ def _mathcoder(size: str, batch: int | None) -> Source:
 def _csv(size: str, batch: int | None) -> Source:
     """Prefill of every path's prompt, and one token of each with the cache; nothing learns."""
     model = Generation(llama(size).requires_grad_(False))
-    shape, paths = LLAMA_SIZES[size], batch or PATHS[size]
+    shape, paths = LLAMA_SIZES[size], batch or _PROMPTS[size]
     prompts = example(size, paths, shape.tokens, "meta")
     return Source("csv", model, (prompts, prompts[:, :1]), PRUNED, training=False)
 

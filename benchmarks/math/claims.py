@@ -22,7 +22,7 @@ from rich.table import Table
 
 from algorithms import ParameterError, closest
 from benchmarks.console import one_line_errors, stdout
-from benchmarks.math.arms import PATHS, TEMPERATURE, Record, Run, run_arm
+from benchmarks.math.arms import LONGER, PATHS, TEMPERATURE, Record, Run, run_arm
 
 __all__ = ["CLAIMS", "Claim", "Difference", "Side", "difference", "main", "tables"]
 
@@ -103,6 +103,8 @@ CLAIMS: tuple[Claim, ...] = (
         Claim("voting", f"solved {solved}: plain majority of {PATHS}, against one path",
               Side(arm, "plain"), Side(arm, "one path"), "reported"))),
     Claim("sparse", "BDWP 2:8, against dense", Side("bdwp", "code"), _CODE, "reported"),
+    Claim("sparse", f"BDWP 2:8, against dense, {LONGER} steps", Side("bdwp-longer", "code"),
+          Side("code-longer", "code"), "reported"),
 )
 
 

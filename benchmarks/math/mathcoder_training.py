@@ -68,7 +68,7 @@ class Training:
 
 
 TRAINING = {
-    "tiny": Training(TuningRecipe(steps=250, batch=16, rate=5e-3), problems=1000),
+    "tiny": Training(TuningRecipe(steps=500, batch=16, rate=5e-3), problems=1000),
     "small": Training(TuningRecipe(steps=700, batch=16, rate=4e-3), problems=8000),
 }
 

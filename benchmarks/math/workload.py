@@ -7,14 +7,13 @@ study.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from algorithms import sparse_layers
 from algorithms.rules import as_pattern
 from benchmarks.llm.tuning import response_loss
 from benchmarks.macs import training_macs
@@ -23,14 +22,14 @@ from benchmarks.math.mathcoder_training import TRAINING, accuracy, fit, model, t
 from benchmarks.math.solutions import Form
 from benchmarks.math.verified_sampling import WEIGHTS, sample_votes, won
 from benchmarks.math.word_problems import Problem, problems
-from benchmarks.training import check_run
+from benchmarks.training import check_run, reported_patterns
 from benchmarks.workload import Batch, Claim, Metric, Progress, Trained, TrainResult, Workload
 from models.llm.decoding import Generation
 from models.llm.llama import Llama, example, llama
 from models.math.labels import collate
 from models.math.voting import PLAIN, Weights
 from rtl.errors import ParameterError
-from rtl.pattern import DENSE, NmPattern
+from rtl.pattern import NmPattern
 
 __all__ = ["CsvVoting", "MathCoder"]
 
@@ -50,6 +49,7 @@ class MathCoder(Workload):
     seeds: ClassVar[int] = 3
     form: ClassVar[Form] = "code"
     metric: ClassVar[str] = "held-out problems solved, %"
+    sandboxed: ClassVar[bool] = True
     learns: ClassVar[bool] = True
     """Whether the step of the workload trains the model; if not, it is frozen after its own."""
 
@@ -88,6 +88,7 @@ class MathCoder(Workload):
         start = time.perf_counter()
         plan = TRAINING[self.check_size(size, trained=True)]
         check_run(epochs, seed)
+        self.check_tools()
         each = -(-plan.problems // plan.recipe.batch)
         steps = plan.recipe.steps if epochs is None else epochs * each
         chosen = as_pattern(pattern, "pattern")
@@ -95,13 +96,10 @@ class MathCoder(Workload):
                       steps=steps, progress=progress)
         value = self._score(trained, size, seed)
         trained.requires_grad_(self.learns)
-        plans = [layer.nm_plan for _, layer in sparse_layers(trained)]
         samples = self.batch(size, self.train_batch, seed)
         result = TrainResult(
             workload=self.name, method=method,
-            pattern=str(chosen) if any(not one.is_dense for one in plans) else "dense",
-            gradient=str(gradient) if any(one.update.pattern != DENSE for one in plans)
-            else "dense",
+            **reported_patterns(trained, chosen, gradient),
             seed=seed, epochs=max(1, round(steps / each)),
             metric=Metric(name=self.metric, value=value, higher_is_better=True),
             train_mac_ratio=training_macs(trained, samples.inputs).ratio,
@@ -146,10 +144,16 @@ class CsvVoting(MathCoder):
 
     def batch(self, size: str, count: int, seed: int = 0) -> Batch:
         """Prompts (count, S), all cut to the shortest, and the tokens (count, D) that follow."""
-        ids, labels = super().batch(size, count, seed)
+        made = super().batch(size, count, seed)
+        ids, labels = made.inputs, made.targets
         learnt = labels >= 0
         start = int(learnt.int().argmax(1).min()) if size != "full" else ids.shape[1] - _TOKENS
         return Batch(ids[:, :start], ids[:, start:start + _TOKENS])
+
+    def passes(self, model: nn.Module, batch: Batch) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
+        """The same generation; nothing learns."""
+        assert isinstance(model, Llama)
+        yield Generation(model).requires_grad_(False), (batch.inputs, batch.targets)
 
     def step(self, model: nn.Module, batch: Batch, loss_scale: float) -> list[Tensor]:
         """Generation: the logits behind the prompts and each token that follows."""

@@ -21,7 +21,7 @@ from benchmarks.llm.pretraining import pretrained
 from benchmarks.llm.record import Outcome, Runs
 from benchmarks.llm.runs import VARIANTS, get_variant, settings_key
 from benchmarks.llm.tasks import SPLITS, Split, corpus, instruction_data, language
-from benchmarks.llm.tuning import TuningRecipe, exact_hits, exact_match, tune
+from benchmarks.llm.tuning import TuningRecipe, exact_hits, exact_match, minimise_steps, tune
 from benchmarks.training import reproducible
 from models.llm.adapter import AdapterConfig, adapter_parameters, insert_adapter
 from models.llm.adapter_v2 import v2_config
@@ -337,8 +337,8 @@ def test_summary_prints_the_record(
     assert claims.main(["--summary", "--claim", "zero-init", "--record", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "82.0 ± 1.0" in printed
-    assert f"{80 - random_init:+.1f} ± 0.0 points" in printed
-    assert printed.strip().endswith(f": {verdict}")
+    line, = (line for line in printed.splitlines() if "random gates, 4000 instructions" in line)
+    assert f"{80 - random_init:+.1f} ± 0.0 points" in line and line.endswith(f": {verdict}")
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -362,8 +362,41 @@ def test_a_broken_record_names_file_and_line(tmp_path: Path) -> None:
         Runs(path)
 
 
+def test_a_record_that_cannot_be_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "run", lambda *_: pytest.fail("trained"))
+    for path in (tmp_path / "none" / "runs.jsonl", tmp_path):
+        assert claims.main(["--claim", "zero-init", "--record", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert f"--record='{path}': must be a file in a folder that is there" in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(19, 10), (25, 10), (10, 10), (3, 3), (100, 10)])
+def test_progress_is_told_ten_times(steps: int, calls: int) -> None:
+    told: list[tuple[int, int, float]] = []
+    weight = torch.nn.Linear(1, 1)
+    losses = ((lambda number=number: 0 * weight.weight.sum() + number) for number in range(steps))
+    minimise_steps(weight, losses, TuningRecipe(steps=steps, batch=1, rate=1e-3),
+                   lambda *given: told.append(given))
+    assert [given[:2] for given in told] == [(call, calls) for call in range(1, calls + 1)]
+    if steps == 25:
+        assert [given[2] for given in told][:3] == [1, 3.5, 6]  # of steps 1 to 3, 4 and 5, 6 to 8
+
+
+@pytest.mark.parametrize("bad", [0, 11, 24])
+def test_every_loss_that_is_not_finite_is_seen(bad: int) -> None:
+    weight = torch.nn.Linear(1, 1)
+    losses = ((lambda number=number: weight.weight.sum() * (float("nan") if number == bad else 1))
+              for number in range(25))
+    with pytest.raises(ParameterError, match=f"training diverged in step {bad + 1}$"):
+        minimise_steps(weight, losses, TuningRecipe(steps=25, batch=1, rate=1e-3))
+
+
 def test_the_record_has_runs_of_every_claim(capsys: pytest.CaptureFixture[str]) -> None:
     assert claims.main(["--summary"]) == 0
     printed = capsys.readouterr().out
+    assert "has no run" not in printed
     assert all(claim.title in printed for claim in claims.CLAIMS.values())
-    assert "Gates that start at zero beat random ones, 400 instructions: " in printed
+    assert "Gates that start at zero beat random gates, 400 instructions: " in printed

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
 from benchmarks.array_step import ArrayStep
-from benchmarks.cosim import cosim_trained
+from benchmarks.cosim import cosim_trained, predicted_cycles
+from benchmarks.llm.workload import LlamaAdapter, LlamaAdapterV2
+from benchmarks.math.mathcoder_training import TRAINING
 from benchmarks.registry import get_workload
 from benchmarks.sources import LANGUAGE
 from benchmarks.workload import Trained, Workload
@@ -54,16 +57,20 @@ def test_a_run_says_what_it_was(workload: Workload) -> None:
 def test_a_step_over_a_frozen_pruned_base_is_bit_exact(name: str) -> None:
     ran = step(name)
     assert ran.result.mismatches == 0 and ran.update is not None
-    assert {one.gemm.split()[-1] for one in ran.checks} <= {"FF", "BP", "WU"}
+    stages = {one.gemm.split()[-1] for one in ran.checks}
+    assert stages == {"FF", "BP"} | ({"WU"} if name == "llama-adapter-v2" else set())
+    # Pictures go through the frozen tower before the step.
+    assert not any(one.gemm.startswith("VisionTower") for one in ran.checks)
     assert {one.pattern for one in ran.checks if "q_proj" in one.gemm} == {"2:8", "dense"}
-    learns = {update.name.split(".")[-1] for update in ran.update.step.updates}
-    assert {"prompt", "gate"} <= learns
+    learns = {update.name for update in ran.update.step.updates}
+    assert {one.split(".")[-1] for one in learns} >= {"prompt", "gate"}
     if name == "llama-adapter":
-        assert learns == {"prompt", "gate"}
-        assert not any(one.gemm.endswith("WU") for one in ran.checks)
+        assert {one.split(".")[-1] for one in learns} == {"prompt", "gate"}
     else:  # both kinds of batches were in the step
-        assert len(ran.update.step.updates) == len(
-            [one for one in trained(name).model.parameters() if one.requires_grad])
+        assert any("adapter.projection" in one for one in learns)
+        assert {"base.model.layers.0.self_attn.adapter.gate",
+                "base.model.layers.1.self_attn.adapter.prompt",
+                "base.model.layers.1.self_attn.q_proj.adapter.bias"} <= learns
 
 
 def test_a_step_of_full_fine_tuning_is_bit_exact() -> None:
@@ -74,6 +81,15 @@ def test_a_step_of_full_fine_tuning_is_bit_exact() -> None:
     copies = {one.name: len(one.place.packed) for one in ran.update.step.updates}
     assert copies["base.model.layers.1.mlp.up_proj.weight"] == 2
     assert copies["base.model.embed_tokens.weight"] == 0
+
+
+def test_large_steps_are_predicted_of_the_workloads_own_shapes(workload: Workload) -> None:
+    """Against the same examples product by product: what memory and the update add."""
+    ran = step(workload.name)
+    cycles = predicted_cycles(workload, trained(workload.name), PRESETS["tiny"], "tiny",
+                              workload.step_batch)
+    alone = sum(one.model_cycles for one in ran.checks)
+    assert 0.95 * alone < cycles < 2 * alone
 
 
 def test_generation_is_bit_exact_and_forward_only() -> None:
@@ -92,13 +108,21 @@ def test_generation_is_bit_exact_and_forward_only() -> None:
 
 def test_training_batches_have_labels_on_responses_alone() -> None:
     for name in ("llama-adapter", "mathcoder"):
-        ids, labels = get_workload(name).batch("tiny", 3, seed=1)
+        batch = get_workload(name).batch("tiny", 3, seed=1)
+        ids, labels = batch.inputs, batch.targets
         learnt = labels != IGNORED
         assert ids.shape == labels.shape and learnt.any(1).all() and not learnt[:, 0].any()
         assert torch.equal(ids[learnt], labels[learnt])
 
 
-def test_claims_are_measured_for_the_seeds_of_the_runs(workload: Workload) -> None:
+def test_claims_are_measured_for_the_seeds_of_the_runs(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is measured is not the point here, so it need not be trained well.
+    plan = TRAINING["tiny"]
+    monkeypatch.setitem(TRAINING, "tiny", replace(plan, recipe=replace(plan.recipe, steps=30)))
+    for kind in (LlamaAdapter, LlamaAdapterV2):
+        monkeypatch.setitem(kind.recipes, "tiny", replace(kind.recipes["tiny"], steps=30))
     dense = [trained(workload.name, "dense")]
     claim = workload.claim(dense, [trained(workload.name)], 1.5, "tiny")
     if workload.name != "llama-adapter-v2":  # whose figure joins two tasks

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sandbox_targets import needs_bwrap
 
 from algorithms import ParameterError, sparse_layers
 from benchmarks.math import claims
@@ -37,9 +38,10 @@ def decoded(ids: tuple[int, ...], size: str = "small") -> str:
 
 @pytest.fixture(scope="module")
 def trained() -> Llama:
-    return fit("tiny", SEED, "code")
+    return fit("tiny", SEED, "code", steps=250)
 
 
+@needs_bwrap
 def test_training_beats_no_training_by_executing_code(trained: Llama) -> None:
     asked = problems("test", 40, SEED, "tiny")
     found = {mode: accuracy(trained, asked, mode, "tiny") for mode in ("code", "own")}
@@ -128,6 +130,7 @@ def test_differences_are_paired() -> None:
     assert harmless.verdict(claims.Difference(3, (40, 1), (50, 1), -10, 2, 3)) == "does not hold"
 
 
+@needs_bwrap
 def test_an_arm_runs_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = Record(tmp_path / "record.jsonl")
     made = run_arm("csv-words", 0, "tiny", steps=3, voted=4, paths=2)
