@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from rtl.errors import ParameterError, closest
 from rtl.pattern import NmPattern
-from sim.toolchain import ToolError
 
 __all__ = ["Batch", "Claim", "Metric", "Progress", "TrainResult", "Trained", "Workload"]
 
@@ -202,13 +201,9 @@ class Workload(ABC):
     def check_tools(self) -> None:
         """Raise :class:`sim.toolchain.ToolError` if training needs what is not installed."""
         if self.sandboxed:
-            from models.math.sandbox import Sandbox, SandboxUnavailable
+            from benchmarks.math.shared_sandbox import require_sandbox
 
-            try:
-                with Sandbox():
-                    pass
-            except SandboxUnavailable as reason:
-                raise ToolError(str(reason)) from None
+            require_sandbox()
 
     def check_size(self, size: str, trained: bool = False) -> str:
         """``size`` if it exists and, with ``trained``, can be trained."""

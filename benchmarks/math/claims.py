@@ -23,6 +23,7 @@ from rich.table import Table
 from algorithms import ParameterError, closest
 from benchmarks.console import one_line_errors, stdout
 from benchmarks.math.arms import LONGER, PATHS, TEMPERATURE, Record, Run, run_arm
+from benchmarks.math.shared_sandbox import require_sandbox
 
 __all__ = ["CLAIMS", "Claim", "Difference", "Side", "difference", "main", "tables"]
 
@@ -197,6 +198,8 @@ def _words(spread: tuple[float, float]) -> str:
 def _train(record: Record, seeds: Sequence[int], claim: str | None, jobs: int) -> None:
     arms = dict.fromkeys(side.arm for each in _chosen(claim) for side in (each.ours, each.baseline))
     left = [(arm, seed) for seed in seeds for arm in arms if seed not in record.of(arm)]
+    if left:
+        require_sandbox()
     # Not forked: the parent may have PyTorch with its threads.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run_arm, arm, seed) for arm, seed in left]

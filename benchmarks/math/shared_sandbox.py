@@ -6,10 +6,11 @@ from collections.abc import Callable
 from threading import Lock
 from types import TracebackType
 
-from models.math.sandbox import Limits, Outcome, Sandbox
+from models.math.sandbox import Limits, Outcome, Sandbox, SandboxUnavailable
 from models.math.solver import CodeRunner
+from sim.toolchain import ToolError
 
-__all__ = ["SharedSandbox"]
+__all__ = ["SharedSandbox", "require_sandbox"]
 
 _FORGET = """\
 for _name in list(globals()):
@@ -95,3 +96,13 @@ class _View:
     def close(self) -> None:
         """Forget the cells."""
         self._cells = ()
+
+
+def require_sandbox() -> None:
+    """Raise :class:`sim.toolchain.ToolError`, which says what to install, if code cannot be
+    isolated here."""
+    try:
+        with Sandbox():
+            pass
+    except SandboxUnavailable as reason:
+        raise ToolError(str(reason)) from None

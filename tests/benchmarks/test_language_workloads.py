@@ -10,15 +10,18 @@ import torch
 from rich.console import Console
 
 from benchmarks.array_step import ArrayStep
-from benchmarks.cosim import cosim_trained, predicted_cycles
+from benchmarks.cosim import cosim, cosim_trained, predicted_cycles
 from benchmarks.llm.workload import LlamaAdapter, LlamaAdapterV2
+from benchmarks.math import claims
 from benchmarks.math.mathcoder_training import TRAINING
 from benchmarks.registry import get_workload
 from benchmarks.sources import LANGUAGE
 from benchmarks.workload import Trained, Workload
 from models.llm.instructions import IGNORED
+from nmsat import cli
 from rtl.architecture import PRESETS
 from rtl.errors import ParameterError
+from rtl.pattern import NmPattern
 
 _made: dict[tuple[str, str], Trained] = {}
 
@@ -106,6 +109,11 @@ def test_generation_is_bit_exact_and_forward_only() -> None:
     assert "differ in all" in printed.get()
 
 
+@pytest.mark.parametrize("method", ["sdgp", "sdwp"])
+def test_a_method_that_prunes_bp_alone_is_not_reported_dense(method: str) -> None:
+    assert trained("llama-adapter", method).result.pattern == "2:8"
+
+
 def test_training_batches_have_labels_on_responses_alone() -> None:
     for name in ("llama-adapter", "mathcoder"):
         batch = get_workload(name).batch("tiny", 3, seed=1)
@@ -130,6 +138,33 @@ def test_claims_are_measured_for_the_seeds_of_the_runs(
     assert 0 <= claim.baseline <= 100 and claim.text
     if claim.ours <= claim.baseline:
         assert not claim.holds
+
+
+@pytest.mark.parametrize("name", ["mathcoder", "csv"])
+def test_a_missing_sandbox_is_told_before_anything_is_built_or_trained(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("benchmarks.math.workload.fit", never)
+    monkeypatch.setattr("benchmarks.array_step.build_array", never)
+    for command in ("train", "cosim", "bench"):
+        assert cli.run([command, name, "--size", "tiny"]) == 2
+        error = capsys.readouterr().err
+        assert "not installed" in error and error.count("\n") == 1
+    monkeypatch.setattr("benchmarks.math.claims.run_arm", never)
+    assert claims.main(["--claim", "voting", "--record", "none.jsonl"]) == 2
+    assert "not installed" in capsys.readouterr().err
+
+
+def test_an_unknown_method_is_told_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.array_step.build_array", lambda *_: pytest.fail("was built"))
+    with pytest.raises(ParameterError, match="method='magic': must be one of dense"):
+        cosim("llama-adapter", pattern=NmPattern(2, 8), arch=PRESETS["tiny"], method="magic")
 
 
 def test_what_cannot_be_is_refused(workload: Workload) -> None:
