@@ -274,12 +274,11 @@ def _attention_function(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     plain = ALL_ATTENTION_FUNCTIONS.get_interface(module.config.base._attn_implementation, eager)
     adapter = module.adapter
-    added = None
-    if adapter.enabled and isinstance(adapter, UngatedPrompt):
+    joint = isinstance(adapter, UngatedPrompt)
+    if adapter.enabled and joint:
         key, value, mask = adapter(module, query, key, value, mask)
-    elif adapter.enabled:
-        added = adapter(module, query, image)
     mixed, weights = plain(module, query, key, value, mask, **options)
+    added = adapter(module, query, image) if adapter.enabled and not joint else None
     return mixed if added is None else mixed + added.transpose(1, 2), weights
 
 
