@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,23 +14,26 @@ __all__ = ["Limits", "Outcome", "SandboxUnavailable", "Status"]
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 
 _MIB = 1 << 20
-
-
 _MOST_SECONDS = 10 * 365 * 86_400
+"""The kernel counts nanoseconds in 64 bits: beyond 584 years its sums wrap round, to no time."""
 _MOST_COUNT = 1 << 62
 """Beyond all memory, and within the kernel's numbers."""
 
 
-def _limit(default: float, least: float, what: str) -> float:
-    result: float = field(default=default,
-                          metadata={"least": least, "most": _MOST_SECONDS, "what": what})
+_Number = TypeVar("_Number", int, float)
+
+
+def _limit(default: _Number, least: float, most: int, what: str) -> _Number:
+    result: _Number = field(default=default, metadata={"least": least, "most": most, "what": what})
     return result
+
+
+def _seconds(default: _Number, least: float, what: str) -> _Number:
+    return _limit(default, least, _MOST_SECONDS, what)
 
 
 def _count(default: int, least: int, what: str) -> int:
-    result: int = field(default=default,
-                        metadata={"least": least, "most": _MOST_COUNT, "what": what})
-    return result
+    return _limit(default, least, _MOST_COUNT, what)
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Limits:
     value and ``what`` it limits.
     """
 
-    cell_seconds: float = _limit(6.0, 0.01, "wall time of one cell")
-    cpu_seconds: int = _count(60, 1, "processor time of each process of a session")
-    replay_seconds: float = _limit(30.0, 0.0, "wall time of running earlier cells again")
+    cell_seconds: float = _seconds(6.0, 0.01, "wall time of one cell")
+    cpu_seconds: int = _seconds(60, 1, "processor time of each process of a session")
+    replay_seconds: float = _seconds(30.0, 0.0, "wall time of running earlier cells again")
     memory_bytes: int = _count(
         1024 * _MIB, 64 * _MIB, "address space of each process, and memory of all together")
     processes: int = _count(32, 1, "processes and threads at once")
