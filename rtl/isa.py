@@ -184,7 +184,8 @@ COMPUTE = Instruction(
     "compute", 0x20, Unit.COMPUTE,
     "Multiply a block, output-stationary: p_count rows of the row buffers by q_count columns of "
     "the column buffers over `groups` groups of K. Result (p, q) goes to result buffer q mod C, "
-    "word `c_base + (q / C) * c_stride + p`.",
+    "word `c_base + (q / C) * c_stride + p`. The column buffers must hold indices below M, as of "
+    "chunks packed to this pattern or, for M = 1, dense rows; the result of others is undefined.",
     (
         Field("a_base", 16, "First word in the row buffers."),
         Field("a_stride", 16, "Words from one row tile (R rows) to the next."),

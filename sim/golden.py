@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rtl.errors import ParameterError
 from rtl.fp.format import BINARY32
 from rtl.pattern import DENSE, NmPattern, Packed
 
@@ -44,8 +45,12 @@ def accumulate(
 ) -> Single:
     """:func:`gemm` with B already packed; sums go on from ``start``, float32 (P, Q), or from +0.
 
-    ``packed`` holds values and indices of shape (groups, n, Q) for ``a`` of shape (P, K).
+    ``packed`` holds values and indices of shape (groups, n, Q) for ``a`` of shape (P, K). Raises
+    :class:`ParameterError` for an index outside its group: what the array then selects depends on
+    when it does.
     """
+    if (most := int(packed.indices.max(initial=0))) >= pattern.m:
+        raise ParameterError("indices", most, f"must be below the M of {pattern}", pattern.m - 1)
     p, k = a.shape
     values = packed.values.astype(np.float32)
     q = values.shape[2]

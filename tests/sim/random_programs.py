@@ -23,7 +23,7 @@ from rtl.isa import LINES, SCALARS, VECTORS, Source, StoreSource, VectorOp
 from rtl.pattern import DENSE, HARDWARE_M, NmPattern
 from sim.interpreter import Interpreter, ProgramError
 
-__all__ = ["MEMORY_BYTES", "PROGRAM", "Program", "Waits", "generate"]
+__all__ = ["CHUNKS", "MEMORY_BYTES", "PROGRAM", "Program", "Waits", "generate"]
 
 Words = npt.NDArray[np.uint16]
 
@@ -33,6 +33,8 @@ _PACKED, _DATA, _RESULT, _CHUNKS, _DUMP = 0x0400, 0x0800, 0x1800, 0x2800, 0x3000
 """First words of the regions: program; packed weights; data; results of stores, which loads read
 again; packed chunks that the program makes; all vector registers at its end."""
 _REGISTER = 2 * LINES
+CHUNKS = slice(_CHUNKS, _DUMP)
+"""Words of the packed chunks that the program makes."""
 MEMORY_BYTES = WORD_BYTES * (_DUMP + VECTORS * _REGISTER)
 _REFUSALS = 200
 
@@ -310,9 +312,14 @@ class _Draw:
     def store(self) -> list[int]:
         source = self.rng.choice((StoreSource.SINGLE, StoreSource.HALF))
         lines, words = self.lines(), 2 if source is StoreSource.SINGLE else 1
+        where = self.rng.randrange(_RESULT, _CHUNKS - 1)
+        rows = self.rows_of_lines(words, lines["lines"])
+        before, last = divmod(lines["lines"] - 1, rows["run"])
+        if where + before * rows["pitch"] + (last + 1) * words > _CHUNKS:
+            return []  # packed chunks follow: numbers are no indices
         return [isa.STORE.encode(
-            **self.at(self.rng.randrange(_RESULT, _CHUNKS - 1)), **lines, source=source,
-            a=self.register(), guard=self.guard(), **self.rows_of_lines(words, lines["lines"]))]
+            **self.at(where), **lines, source=source, a=self.register(), guard=self.guard(),
+            **rows)]
 
     def store_packed(self) -> list[int]:
         if not self.slots:

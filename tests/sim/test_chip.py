@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_programs import MEMORY_BYTES, PROGRAM, Program, Waits, generate
+from random_programs import CHUNKS, MEMORY_BYTES, PROGRAM, Program, Waits, generate
 
 from rtl import isa
 from rtl.architecture import PRESETS, Architecture
@@ -148,6 +149,33 @@ def test_random_programs_have_everything() -> None:
         skipped += machine.traffic.stores_skipped
     assert seen == set(isa.INSTRUCTIONS)
     assert points and skipped
+
+
+class Writes(Interpreter):
+    """Counts how often each word of memory is written."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(TINY, program.memory.copy(), program.bases, program.scalars)
+        self.times = np.zeros(MEMORY_BYTES // WORD, np.int64)
+
+    def _write(self, addresses: npt.NDArray[np.int64], words: npt.NDArray[np.uint16]) -> None:
+        super()._write(addresses, words)
+        self.times[addresses] += 1
+
+
+def test_random_programs_leave_packed_chunks_alone() -> None:
+    """Other numbers there would be no indices, see :func:`sim.golden.accumulate`."""
+    packed = 0
+    for seed in range(60):
+        program = generate(TINY, seed, LENGTH, Waits.EXACT)
+        machine = Writes(program)
+        point = machine.start(program.words)
+        while point is not None:
+            point = machine.resume()
+        chunks = machine.times[CHUNKS]
+        assert chunks.max() <= 1, seed
+        packed += int(chunks.sum())
+    assert packed
 
 
 def test_exact_waits_are_quicker_than_fences() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rtl.errors import ParameterError
 from rtl.pattern import DENSE, NmPattern
 from sim import golden
 
@@ -83,6 +84,16 @@ def test_nothing_leaks_from_pruned_positions() -> None:
     a = np.array([[1.0, np.nan, np.inf, 2.0]], np.float16)
     b = np.array([[3.0], [0.5], [-0.25], [4.0]], np.float16)
     assert golden.gemm(a, b, NmPattern(2, 4))[0, 0] == 11.0
+
+
+@pytest.mark.parametrize(("pattern", "index", "most"), [("2:8", 8, 7), ("dense", 1, 0)])
+def test_an_index_outside_its_group_is_refused(pattern: str, index: int, most: int) -> None:
+    chosen = NmPattern.parse(pattern)
+    packed = chosen.pack(np.ones((16, 3), np.float16))
+    packed.indices[1, 0, 2] = index
+    with pytest.raises(ParameterError, match=f"^indices={index}: must be below the M of {pattern}; "
+                                             f"nearest legal value: {most}$"):
+        golden.accumulate(np.ones((2, 16), np.float16), packed, chosen)
 
 
 def test_nan_is_canonical() -> None:
