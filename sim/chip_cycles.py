@@ -24,7 +24,7 @@ from rtl.issue import LAG, QUEUE_DEPTH, UNITS
 from rtl.write_dma import WriteTiming
 from sim.chip import MemoryModel
 from sim.load_cycles import LoadCycles
-from sim.memory_cycles import DeviceMemory, ReadPort, WritePort
+from sim.memory_cycles import DeviceMemory, ReadPort, Receipt, WritePort
 from sim.unit_cycles import ComputeCycles, StoreCycles, VectorCycles
 
 __all__ = ["ChipCycles", "UnitCycles", "predict"]
@@ -138,11 +138,16 @@ class _Fetch:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An instruction in a queue: offered from ``at`` on, but after the ``needs``."""
+    """An instruction in a queue: offered from ``at`` on, but after the ``needs``.
+
+    stores: how many precede it. They are looked at first: what bandwidth they take makes the loads
+    late that it waits for.
+    """
 
     instruction: Decoded
     at: float
     needs: tuple[tuple[Unit, int], ...]
+    stores: int
 
 
 class _Queue:
@@ -151,9 +156,13 @@ class _Queue:
     So the program, whose fetches share the bus with the loads, is always ahead.
     """
 
-    def __init__(self, unit: _Unit, bases: Sequence[int]) -> None:
+    def __init__(
+        self, unit: _Unit, bases: Sequence[int], port: ReadPort | WritePort | None = None
+    ) -> None:
         self.unit = unit
         self._bases = bases
+        self._port = port
+        self._receipts: list[Receipt] = []
         self.entries: list[_Entry] = []
         self._taken: list[float] = []
         self._done: list[float] = []
@@ -166,14 +175,17 @@ class _Queue:
         return self._taken[number]
 
     def done(self, number: int, others: dict[Unit, _Queue]) -> float:
-        """When instruction ``number`` was complete."""
+        """When instruction ``number`` was complete, by what is known now."""
         self._advance(number, others)
-        return self._done[number]
+        late = self._receipts[number].late() if self._receipts else 0.0
+        return self._done[number] + late
 
     def _advance(self, number: int, others: dict[Unit, _Queue]) -> None:
         wake = DispatchTiming().wake
         while len(self._taken) <= number:
             entry = self.entries[len(self._taken)]
+            if entry.stores and entry.needs:
+                others[Unit.STORE].done(entry.stores - 1, others)
             taken, done = (times[-1] if times else 0.0 for times in (self._taken, self._done))
             at = max(entry.at, taken + 1)
             self._program += max(0.0, entry.at - max(taken + 1, done))
@@ -188,6 +200,8 @@ class _Queue:
             self.busy += end - max(start, done)
             self._taken.append(start)
             self._done.append(end)
+            if self._port:
+                self._receipts.append(self._port.receipt())
 
     def cycles(self) -> UnitCycles:
         """The account."""
@@ -242,10 +256,10 @@ def _walk(
     writes = WritePort(memory, WriteTiming(architecture))
     compute = ComputeCycles(architecture)
     queues = {
-        Unit.LOAD: _Queue(LoadCycles(architecture, reads), bases),
+        Unit.LOAD: _Queue(LoadCycles(architecture, reads), bases, reads),
         Unit.COMPUTE: _Queue(compute, bases),
         Unit.VECTOR: _Queue(VectorCycles(architecture), bases),
-        Unit.STORE: _Queue(StoreCycles(architecture, writes), bases),
+        Unit.STORE: _Queue(StoreCycles(architecture, writes), bases, writes),
     }
     fetch = _Fetch(architecture, reads, program_at)
     newest: list[tuple[Unit, int]] = []
@@ -272,6 +286,7 @@ def _walk(
             queue.entries.append(_Entry(
                 instruction, left + timing.queue,
                 tuple((other, needed) for other, needed in needs if needed >= 0),
+                0 if unit is Unit.STORE else len(queues[Unit.STORE].entries),
             ))
         newest.append((unit, len(queues[unit].entries) - 1 if unit in queues else -1))
         fetch.taken(number, popped)

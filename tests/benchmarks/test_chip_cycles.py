@@ -50,6 +50,14 @@ def test_model_with_other_latencies(latency: int) -> None:
         assert abs(row.gap) <= FIXED, row.key
 
 
+@pytest.mark.parametrize("bandwidth", [6.0, 24.0])
+def test_model_with_limited_bandwidth(bandwidth: float) -> None:
+    """Of the bus's 64 bytes a cycle: loads and stores compete."""
+    for row in measure("2:8", MemoryModel(bandwidth=bandwidth)):
+        print(f"{row.key}: RTL {row.rtl}, model {row.model}, {row.gap:+.2%}")
+        assert abs(row.gap) <= FIXED, row.key
+
+
 @pytest.mark.parametrize(
     "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))])
 def test_model_with_random_stalls(seed: int) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rtl import isa
 from rtl.architecture import Architecture
 from rtl.chunk import LANES, WORD_BYTES, ChunkFormat
-from rtl.instruction import Instruction, Unit
+from rtl.instruction import Unit
 from rtl.isa import LINES, SCALARS, VECTORS, Source, StoreSource, VectorOp
 from rtl.pattern import DENSE, HARDWARE_M, NmPattern
 from sim.interpreter import Interpreter, ProgramError
@@ -497,9 +497,3 @@ def _after(
                 distances[f"after_{other.name.lower()}"] = min(distance, 15)
                 break
     return distances
-
-
-def instruction_counts(program: Program) -> dict[Instruction, int]:
-    """How often every kind of instruction occurs."""
-    kinds = [isa.decode(word).instruction for word in program.words]
-    return {kind: kinds.count(kind) for kind in isa.INSTRUCTIONS}

@@ -87,8 +87,8 @@ def test_the_rtl_leaves_the_same_memory(method: str) -> None:
     assert "AdamW of" in str(check) and f"{check.rtl_cycles:,} cycles" in str(check)
 
 
-def test_small_weights_take_a_little_longer_than_the_model_says() -> None:
-    """See :mod:`sim.memory_cycles`: loads and stores compete from the first word on."""
+def test_the_model_knows_that_loads_and_stores_compete() -> None:
+    """From the first store of each weight on they share the bandwidth, which limits this step."""
     model = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(3)])
     sparsify(model, "bdwp", "2:8")
     for values in model.parameters():
@@ -96,7 +96,7 @@ def test_small_weights_take_a_little_longer_than_the_model_says() -> None:
     check = check_update(compile_update(model, PRESETS["small"], optimiser=AdamW(1e-3),
                                         loss_scale=SCALE))
     assert check.mismatches == 0
-    assert 0.98 < check.rtl_cycles / check.model_cycles < 1.12
+    assert check.rtl_cycles == pytest.approx(check.model_cycles, rel=0.02)
 
 
 def test_what_does_not_learn_is_not_in_it() -> None:
