@@ -1,4 +1,4 @@
-"""What one training run is, what it gave, and the file that keeps both, a JSON line a run."""
+"""What one training run is, what it gave, and the file that keeps both."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms import Method, Schedule, get_method
 from benchmarks.accuracy.catalogue import task_class
 from benchmarks.accuracy.tasks import Recipe
+from benchmarks.run_file import RunFile
 from rtl.errors import ParameterError
 from rtl.pattern import NmPattern
 
@@ -125,6 +126,11 @@ class Outcome(BaseModel):
     examples: int = Field(description="Size of the test set.")
     correct: str = Field(description="Which test examples are right: see pack_bits.")
 
+    @model_validator(mode="after")
+    def _has_its_bits(self) -> Self:
+        self.hits()
+        return self
+
     @property
     def key(self) -> Key:
         """By what the record finds it."""
@@ -151,42 +157,11 @@ def unpack_bits(text: str, count: int) -> npt.NDArray[np.bool_]:
     return np.unpackbits(packed, count=count).astype(bool)
 
 
-class Record:
-    """The runs in a file, which grows by a line as each ends, so that a study can be interrupted.
-
-    A last line that was cut off is dropped at the next run. Raises :class:`ParameterError` for any
-    other line that is none of ours.
-    """
+class Record(RunFile[Outcome, Key]):
+    """The runs of the file ``path``, by spec and seed."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._runs: dict[Key, Outcome] = {}
-        self._whole = 0
-        for number, line in enumerate(self._lines(), 1):
-            try:
-                found = Outcome.model_validate_json(line)
-                found.hits()
-            except ValueError as failure:  # ValidationError is one
-                error = failure.errors()[0] if isinstance(failure, ValidationError) else None
-                what = error["msg"] if error else str(failure)
-                raise ParameterError("--record", str(path), f"line {number}: {what}") from None
-            self._runs[found.key] = found
-
-    def _lines(self) -> Iterator[bytes]:
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as failure:
-            raise ParameterError("--record", str(self.path), f"{failure.strerror}") from None
-        self._whole = content.rfind(b"\n") + 1
-        yield from content[:self._whole].splitlines()
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._runs
-
-    def __len__(self) -> int:
-        return len(self._runs)
+        super().__init__(path, Outcome, lambda run: run.key)
 
     def find(self, spec: Spec, seeds: Iterable[int] | None = None) -> dict[int, Outcome]:
         """Outcomes of ``spec`` by seed, of those ``seeds`` that there are, or of all."""
@@ -199,15 +174,3 @@ class Record:
     def specs(self) -> list[Spec]:
         """Every spec once, in the order of the file."""
         return list({run.spec.key: run.spec for run in self._runs.values()}.values())
-
-    def add(self, outcome: Outcome) -> None:
-        """Keep ``outcome``, in memory and in the file."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.path.exists() else "w+b") as stream:
-                stream.truncate(self._whole)
-                stream.seek(self._whole)
-                self._whole += stream.write(outcome.model_dump_json().encode() + b"\n")
-        except OSError as failure:
-            raise ParameterError("--record", str(self.path), f"{failure.strerror}") from None
-        self._runs[outcome.key] = outcome

@@ -1,12 +1,12 @@
-"""Runs of the adapter study and the file that keeps them, a JSON line a run."""
+"""What a run of the adapter study gave, and the file that keeps them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from rtl.errors import ParameterError
+from benchmarks.run_file import RunFile
 
 __all__ = ["Outcome", "Runs"]
 
@@ -23,40 +23,14 @@ class Outcome(BaseModel):
     seconds: float = Field(description="CPU time of tuning; of V2 with its own tests.")
 
 
-class Runs:
-    """The file ``path``, which need not exist; later lines replace earlier ones.
-
-    Raises :class:`ParameterError` with file and line for a line that is no run, and for a path that
-    no file can have: in no folder, or a folder itself.
-    """
+class Runs(RunFile[Outcome, tuple[str, str, int]]):
+    """The runs of the file ``path``, by variant, settings and seed."""
 
     def __init__(self, path: Path) -> None:
-        if path.is_dir() or not path.parent.is_dir():
-            raise ParameterError("--record", str(path), "must be a file in a folder that is there")
-        self.path = path
-        self._found: dict[tuple[str, str, int], Outcome] = {}
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                self._keep(Outcome.model_validate_json(line))
-            except ValidationError as failure:
-                raise ParameterError("--record", f"{path}:{number}",
-                                     f"is no run ({failure.errors()[0]['msg']})") from None
-
-    def __len__(self) -> int:
-        return len(self._found)
+        super().__init__(path, Outcome, lambda run: (run.variant, run.settings, run.seed))
 
     def find(self, variant: str, settings: str) -> dict[int, Outcome]:
         """Runs of a variant under those settings, by seed in order."""
-        found = {seed: run for (name, key, seed), run in self._found.items()
+        found = {seed: run for (name, key, seed), run in self._runs.items()
                  if (name, key) == (variant, settings)}
         return dict(sorted(found.items()))
-
-    def add(self, outcome: Outcome) -> None:
-        """Keep a run, in the file too."""
-        self._keep(outcome)
-        with self.path.open("a") as file:
-            file.write(outcome.model_dump_json() + "\n")
-
-    def _keep(self, outcome: Outcome) -> None:
-        self._found[outcome.variant, outcome.settings, outcome.seed] = outcome

@@ -1,4 +1,4 @@
-"""What the claims train, and the record of it, a JSON line a run."""
+"""What the claims train, and the record of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from algorithms import ParameterError
 from benchmarks.math.mathcoder_training import TRAINING, Mode, fit, hits, training_samples
 from benchmarks.math.solutions import Form
 from benchmarks.math.verified_sampling import WEIGHTS, information, sample_votes, shuffled, won
 from benchmarks.math.word_problems import problems
-from models.jsonl import read_jsonl, validated
+from benchmarks.run_file import RunFile
 from models.llm.instructions import IGNORED
 from models.math.solution import BlockType
 
@@ -77,35 +76,17 @@ class Run(BaseModel):
         return [int(bit) for bit in self.right[measure]]
 
 
-class Record:
-    """The runs in a file, which grows by a line as each ends.
-
-    Raises :class:`ParameterError`, with file and line, for a line that is none of ours.
-    """
+class Record(RunFile[Run, tuple[str, int]]):
+    """The runs of the file ``path``, by arm and seed."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        rows = read_jsonl(path) if path.exists() else ()
-        runs = [validated(Run, row.value, row.where) for row in rows]
-        self._runs = {(run.arm, run.seed): run for run in runs}
-
-    def __len__(self) -> int:
-        return len(self._runs)
+        super().__init__(path, Run, lambda run: (run.arm, run.seed))
 
     def of(self, arm: str, seeds: Iterable[int] | None = None) -> Mapping[int, Run]:
         """Runs of an arm by seed, of those ``seeds`` that there are, or of all."""
         wanted = None if seeds is None else set(seeds)
         return {seed: run for (name, seed), run in sorted(self._runs.items())
                 if name == arm and (wanted is None or seed in wanted)}
-
-    def add(self, run: Run) -> None:
-        """Keep a run, in memory and in the file."""
-        try:
-            with self.path.open("a") as stream:
-                stream.write(run.model_dump_json() + "\n")
-        except OSError as failure:
-            raise ParameterError("--record", str(self.path), f"{failure.strerror}") from None
-        self._runs[run.arm, run.seed] = run
 
 
 def run_arm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
 import tarfile
@@ -137,7 +138,7 @@ def test_interrupted_study_goes_on_without_running_twice(
 
     monkeypatch.setattr(study, "train_run", fake)
     specs = [make_spec("teacher"), make_spec("teacher", "bdwp"), make_spec("teacher")]
-    path = tmp_path / "new" / "runs.jsonl"
+    path = tmp_path / "runs.jsonl"
     with pytest.raises(KeyboardInterrupt):
         study.run_study(specs, [0, 1], Record(path))
     with path.open("a") as stream:
@@ -150,10 +151,11 @@ def test_interrupted_study_goes_on_without_running_twice(
     assert len(path.read_text().splitlines()) == len(Record(path)) == 4
 
 
-def test_record_says_which_line_is_none_of_ours(tmp_path: Path) -> None:
+def test_a_run_without_its_bits_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    path.write_text(_outcome(make_spec("teacher"), 0, [1]).model_dump_json() + "\n{}\n")
-    with pytest.raises(ParameterError, match="line 2: Field required"):
+    run = _outcome(make_spec("teacher"), 0, [1]).model_dump()
+    path.write_text(json.dumps(run | {"correct": "????"}) + "\n")
+    with pytest.raises(ParameterError, match=r"is no run .*not packed bits"):
         Record(path)
 
 

@@ -354,14 +354,6 @@ def test_bad_command_lines_are_one_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_a_broken_record_names_file_and_line(tmp_path: Path) -> None:
-    path = recorded(tmp_path / "runs.jsonl", 80.0, 70.0)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, "{}\n"]))
-    with pytest.raises(ParameterError, match=rf"runs\.jsonl:{len(lines) + 1}.*is no run"):
-        Runs(path)
-
-
 def test_a_record_that_cannot_be_is_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
