@@ -5,25 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.math.encoding import tokenizer
 from benchmarks.math.mathcoder_training import TRAINING, Mode, fit, hits, training_samples
 from benchmarks.math.solutions import Form
 from benchmarks.math.verified_sampling import WEIGHTS, information, sample_votes, shuffled, won
 from benchmarks.math.word_problems import problems
 from benchmarks.run_file import RunFile
 from models.llm.instructions import IGNORED
+from models.llm.llama import LLAMA_SIZES
 from models.math.solution import BlockType
+from sim.build import content_key
 
-__all__ = ["ARMS", "PATHS", "TEMPERATURE", "Arm", "Record", "Run", "run_arm"]
+__all__ = ["ARMS", "PATHS", "TEMPERATURE", "Arm", "Record", "Run", "run_arm",
+           "settings_key"]
 
 TEST_PROBLEMS = 200
 VOTED_PROBLEMS = 100
 PATHS = 16
 TEMPERATURE = 0.7
+_VERSION = 1
+"""Raised when the code changes what a run gives; settings count by themselves."""
 LONGER = 2000
 """Steps after which sparse training has had the time that the recipe's 700 leave it short of."""
 
@@ -63,6 +70,7 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arm: str = Field(description="A name of ARMS.")
+    settings: str = Field(description="Changes with everything that the run depends on.")
     seed: int = Field(description="Of weights, training problems, their order and test problems.")
     steps: int = Field(description="Training steps.")
     tokens: float = Field(description="Mean length of a training sequence.")
@@ -76,17 +84,35 @@ class Run(BaseModel):
         return [int(bit) for bit in self.right[measure]]
 
 
-class Record(RunFile[Run, tuple[str, int]]):
-    """The runs of the file ``path``, by arm and seed."""
+class Record(RunFile[Run, tuple[str, str, int]]):
+    """The runs of the file ``path``, by arm, settings and seed."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, Run, lambda run: (run.arm, run.seed))
+        super().__init__(path, Run, lambda run: (run.arm, run.settings, run.seed))
 
     def of(self, arm: str, seeds: Iterable[int] | None = None) -> Mapping[int, Run]:
-        """Runs of an arm by seed, of those ``seeds`` that there are, or of all."""
-        wanted = None if seeds is None else set(seeds)
-        return {seed: run for (name, seed), run in sorted(self._runs.items())
-                if name == arm and (wanted is None or seed in wanted)}
+        """Runs of an arm as it is trained and judged now, by seed: of those ``seeds`` that there
+        are, or of all."""
+        wanted, settings = None if seeds is None else set(seeds), settings_key(arm)
+        return {seed: run for (name, key, seed), run in sorted(self._runs.items())
+                if (name, key) == (arm, settings) and (wanted is None or seed in wanted)}
+
+
+@cache
+def settings_key(
+    name: str, size: str = "small", *, steps: int | None = None, tested: int = TEST_PROBLEMS,
+    voted: int = VOTED_PROBLEMS, paths: int = PATHS, temperature: float = TEMPERATURE,
+) -> str:
+    """A short name that changes with the settings and data of :func:`run_arm`, but not with its
+    seed; with its code only where :data:`_VERSION` says so."""
+    arm = ARMS[name]
+    tests = ((voted, paths, temperature, WEIGHTS) if arm.form.endswith("-verified")
+             else (tested, arm.modes))
+    return content_key(
+        _VERSION, LLAMA_SIZES[size], asdict(TRAINING[size]), arm.form, arm.masked, arm.method,
+        steps or arm.steps or TRAINING[size].recipe.steps, *tests,
+        sorted(tokenizer(size).get_vocab().items()),
+        training_samples(size, arm.form, 0, arm.masked, count=20), problems("test", 20, 0, size))
 
 
 def run_arm(
@@ -96,6 +122,8 @@ def run_arm(
 ) -> Run:
     """Train and judge one arm with one seed."""
     arm, began = ARMS[name], time.process_time()
+    settings = settings_key(name, size, steps=steps, tested=tested, voted=voted, paths=paths,
+                            temperature=temperature)
     steps = steps or arm.steps or TRAINING[size].recipe.steps
     samples = training_samples(size, arm.form, seed, arm.masked, count=500)
     model = fit(size, seed, arm.form, masked=arm.masked, method=arm.method, steps=steps)
@@ -116,7 +144,7 @@ def run_arm(
     else:
         asked = problems("test", tested, seed, size)
         right = {mode: hits(model, asked, mode, size) for mode in arm.modes}
-    return Run(arm=name, seed=seed, steps=steps,
+    return Run(arm=name, settings=settings, seed=seed, steps=steps,
                tokens=_mean([len(each.ids) for each in samples]),
                learnt=_mean([sum(label != IGNORED for label in each.labels) for each in samples]),
                seconds=round(time.process_time() - began, 1), figures=figures,
