@@ -195,9 +195,14 @@ def _words(spread: tuple[float, float]) -> str:
     return f"{spread[0]:.1f} ± {spread[1]:.1f}"
 
 
+def _arms(claim: str | None) -> list[str]:
+    """Arms that a claim, or any, compares."""
+    return list(dict.fromkeys(
+        side.arm for each in _chosen(claim) for side in (each.ours, each.baseline)))
+
+
 def _train(record: Record, seeds: Sequence[int], claim: str | None, jobs: int) -> None:
-    arms = dict.fromkeys(side.arm for each in _chosen(claim) for side in (each.ours, each.baseline))
-    left = [(arm, seed) for seed in seeds for arm in arms if seed not in record.of(arm)]
+    left = [(arm, seed) for seed in seeds for arm in _arms(claim) if seed not in record.of(arm)]
     if left:
         require_sandbox()
     # Not forked: the parent may have PyTorch with its threads.
@@ -237,8 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.summary:
         seeds = range(3) if seeds is None else seeds
         _train(record, seeds, options.claim, options.jobs)
-    if not len(record):
-        raise ParameterError("--record", str(options.record), "has no runs to print")
+    if not any(record.of(arm, seeds) for arm in _arms(options.claim)):
+        raise ParameterError("--record", str(options.record),
+                             "has no runs under these settings; run without --summary")
     for table in tables(record, seeds, options.claim):
         stdout().print(table)
     return 0

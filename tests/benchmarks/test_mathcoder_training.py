@@ -147,6 +147,8 @@ def test_an_arm_runs_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert made.settings != settings_key("csv-words")
     record.add(made)
     assert not record.of("csv-words")
+    assert claims.main(["--summary", "--record", str(record.path)]) == 2
+    assert "has no runs under these settings" in capsys.readouterr().err
     made = made.model_copy(update={"settings": settings_key("csv-words")})
     for run in (made, made.model_copy(update={"seed": 1})):
         record.add(run)
